@@ -1,0 +1,33 @@
+# Works with Python 3.11+ and make alone, also from a folder with a space in its name: all paths are relative.
+PYTHON ?= python3
+ENV := .venv/bin/python
+# Plain waiting instead of spinning: on a busy machine, spinning threads cost an order of magnitude.
+export OMP_WAIT_POLICY ?= PASSIVE
+export PYTHONWARNINGS ?= ignore::DeprecationWarning:zmq
+
+.PHONY: reports test lab train clean
+
+reports: .venv/installed
+	$(ENV) -m deqflow report
+
+test: .venv/installed
+	$(ENV) -m ruff check .
+	$(ENV) -m ruff format --check .
+	$(ENV) -m pyright --pythonpath $(ENV)
+	$(ENV) -m nbstripout --verify --keep-id notebooks/*.ipynb
+	$(ENV) -m pytest -q
+	DEQFLOW_FAST=1 $(ENV) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+
+lab: .venv/installed
+	$(ENV) -m jupyterlab notebooks
+
+clean:
+	rm -rf .venv
+
+# torch first, at the tested version: its builds differ, and nothing else may choose one.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "deqflow needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(ENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(ENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev]'
+	touch .venv/installed
