@@ -1,0 +1,272 @@
+"""The loop that all step rules share: counting, measuring, stopping, freezing, remembering the best."""
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+FixedPointMap = Callable[[Tensor], Tensor]
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each sample: (B, ...) -> (B,). Independent of the size of the state."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1) / max(1, x[0].numel()) ** 0.5
+
+
+class SolverError(RuntimeError):
+    """Raised by :meth:`SolverResult.check` when a sample has not converged."""
+
+
+class Status(enum.IntEnum):
+    """How the solve of one sample ended."""
+
+    CONVERGED = 0
+    MAX_EVALS = 1
+    NON_FINITE = 2
+
+    @property
+    def advice(self) -> str:
+        """A sentence on what to do about it."""
+        return {
+            Status.CONVERGED: "Nothing to do.",
+            Status.MAX_EVALS: "Raise Stop(max_evals=...), or loosen atol or rtol, or try another rule.",
+            Status.NON_FINITE: "f returned NaN or infinity: check its inputs and weights, or damp the rule.",
+        }[self]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When to stop: a sample has converged once ``norm(f(z) - z) <= atol + rtol * norm(f(z))``.
+
+    Args:
+        max_evals: budget, in evaluations of ``f``; ``f`` is never called more often.
+        atol: absolute tolerance, in the unit of ``norm``.
+        rtol: tolerance relative to the size of ``f(z)``; 0 by default, since the size of a flow is no scale
+            for its error.
+        norm: per-sample norm, (B, ...) -> (B,).
+    """
+
+    max_evals: int = 40
+    atol: float = 1e-3
+    rtol: float = 0.0
+    norm: Callable[[Tensor], Tensor] = rms
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_evals, bool) or not isinstance(self.max_evals, int) or self.max_evals < 1:
+            raise ValueError(f"Stop expects max_evals to be a whole number of at least 1, got {self.max_evals!r}.")
+        if not (self.atol >= 0 and self.rtol >= 0):
+            raise ValueError(f"Stop expects tolerances of 0 or more, got atol={self.atol!r}, rtol={self.rtol!r}.")
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """A pair (z, f(z)) of shape (B, ...) each, and the residual of z, (B,)."""
+
+    z: Tensor
+    fz: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``on_eval`` is told after each evaluation: its number (from 1) and what was seen there."""
+
+    number: int
+    z: Tensor
+    fz: Tensor
+    residual: Tensor
+    active: Tensor
+
+
+@dataclass(frozen=True)
+class SolverResult:
+    """The outcome of a solve of B samples.
+
+    Attributes:
+        z: the reported state, (B, ...): the newest finite one (Picard) or the best (Anderson, Broyden).
+        fz: f(z), (B, ...), from the evaluation that was made at z.
+        residual: norm(f(z) - z) of exactly that z, (B,).
+        status: a :class:`Status` a sample, (B,) integers.
+        evals: evaluations spent on each sample, (B,) integers.
+        trace: residual at each evaluation, (evaluations, B); NaN once a sample is frozen.
+        kept: for each k of ``keep``, what stopping at evaluation k would have returned.
+        stop: the rule for stopping that was in force.
+    """
+
+    z: Tensor
+    fz: Tensor
+    residual: Tensor
+    status: Tensor
+    evals: Tensor
+    trace: Tensor
+    kept: Mapping[int, Iterate] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
+
+    @property
+    def converged(self) -> Tensor:
+        """Which samples met the tolerance, (B,) booleans."""
+        return self.status == Status.CONVERGED
+
+    def summary(self) -> str:
+        """One sentence: how many samples converged, evaluations spent, worst residual."""
+        ok, total = int(self.converged.sum()), len(self.status)
+        return (
+            f"{ok} of {total} samples converged; {int(self.evals.max())} evaluations at most; worst residual "
+            f"{float(self.residual.max()):.3g} (tolerance atol={self.stop.atol:g}, rtol={self.stop.rtol:g})."
+        )
+
+    def check(self) -> "SolverResult":
+        """Return self if all samples converged, else raise :class:`SolverError` with what to change."""
+        if bool(self.converged.all()):
+            return self
+        worst = Status(int(self.status.max()))
+        raise SolverError(f"{self.summary()} {worst.advice}")
+
+
+class StepRule(Protocol):
+    """Proposes the next state to evaluate. Gets f(z), never calls f; all state is in ``memory``."""
+
+    reports_best: ClassVar[bool]
+
+    def init(self, z0: Tensor) -> Any:
+        """Return the memory to begin with."""
+        ...
+
+    def step(self, z: Tensor, fz: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Return the next state and the new memory."""
+        ...
+
+
+@runtime_checkable
+class OutsideSolver(Protocol):
+    """A solver that owns its loop, such as :func:`deqflow.solvers.scipy_solver`'s."""
+
+    def solve(
+        self,
+        f: FixedPointMap,
+        z0: Tensor,
+        stop: Stop,
+        keep: tuple[int, ...],
+        on_eval: Callable[[Evaluation], None] | None,
+    ) -> SolverResult:
+        """Solve f(z) = z from z0, with the meaning of :func:`solve`."""
+        ...
+
+
+Rule = StepRule | OutsideSolver
+
+
+def per_sample(flags: Tensor, like: Tensor) -> Tensor:
+    """Reshape (B,) so that it broadcasts against ``like`` of shape (B, ...)."""
+    return flags.view(-1, *[1] * (like.dim() - 1))
+
+
+def select(flags: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Rows of ``yes`` where flags (B,), else of ``no``. Never mixes by multiplying: 0 * NaN is NaN."""
+    if bool(flags.all()):
+        return yes
+    return torch.where(per_sample(flags, yes), yes, no)
+
+
+class Record:
+    """What a solve has seen so far; turns it into a :class:`SolverResult` at any time."""
+
+    def __init__(self, z0: Tensor, stop: Stop, keep: tuple[int, ...], reports_best: bool) -> None:
+        batch = len(z0)
+        self.stop, self.keep, self.reports_best = stop, keep, reports_best
+        self.reported = Iterate(z0, z0, torch.full((batch,), torch.inf, device=z0.device))
+        self.status = torch.full((batch,), int(Status.MAX_EVALS), device=z0.device)
+        self.evals = torch.zeros(batch, dtype=torch.int64, device=z0.device)
+        self.active = torch.ones(batch, dtype=torch.bool, device=z0.device)
+        self.trace: list[Tensor] = []
+        self.kept: dict[int, Iterate] = {}
+
+    def add(self, z: Tensor, fz: Tensor) -> Evaluation:
+        """Take in one evaluation of all samples; frozen samples are left as they are."""
+        if fz.shape != z.shape:
+            raise ValueError(f"f must return the shape it was given: expected {tuple(z.shape)}, got {tuple(fz.shape)}.")
+        with torch.no_grad():
+            residual = self.stop.norm(fz - z).float()
+            finite = torch.isfinite(fz).flatten(1).all(1) & torch.isfinite(residual)
+            tolerance = self.stop.atol
+            if self.stop.rtol:
+                tolerance = tolerance + self.stop.rtol * self.stop.norm(fz).float()
+            done = self.active & finite & (residual <= tolerance)
+            failed = self.active & ~finite
+            better = residual < self.reported.residual if self.reports_best else finite
+            report = self.active & finite & better
+        self._report(z, fz, residual, report)
+        self.trace.append(torch.where(self.active, residual, torch.nan))
+        self.evals = self.evals + self.active
+        self.status = torch.where(done, int(Status.CONVERGED), self.status)
+        self.status = torch.where(failed, int(Status.NON_FINITE), self.status)
+        self.active = self.active & ~(done | failed)
+        number = len(self.trace)
+        if number in self.keep:
+            self.kept[number] = self.reported
+        return Evaluation(number, z, fz, residual, self.active)
+
+    def _report(self, z: Tensor, fz: Tensor, residual: Tensor, report: Tensor) -> None:
+        old = self.reported
+        # Before the first evaluation there is no f(z0) to fall back on: a sample that fails there shows it.
+        old_fz = old.fz if self.trace else fz
+        self.reported = Iterate(
+            select(report, z, old.z), select(report, fz, old_fz), torch.where(report, residual, old.residual)
+        )
+
+    def result(self) -> SolverResult:
+        """Return the result; iterates asked for beyond the last evaluation are the final one."""
+        kept = {k: self.kept.get(k, self.reported) for k in self.keep}
+        last = self.reported
+        return SolverResult(
+            last.z, last.fz, last.residual, self.status, self.evals, torch.stack(self.trace), kept, self.stop
+        )
+
+
+def solve(
+    f: FixedPointMap,
+    z0: Tensor,
+    rule: Rule,
+    stop: Stop,
+    *,
+    keep: Iterable[int] = (),
+    on_eval: Callable[[Evaluation], None] | None = None,
+) -> SolverResult:
+    """Solve ``f(z) = z`` for each sample, from ``z0``.
+
+    Samples are independent: one that has converged, or whose f is not finite, is frozen while the others go
+    on. Runs in the caller's gradient mode; wrap in ``torch.no_grad()`` unless the steps are to be unrolled.
+
+    Args:
+        f: the map, (B, ...) -> (B, ...), each row a function of the same row alone.
+        z0: start, (B, ...), floating point.
+        rule: Picard, Anderson, Broyden, or a solver from outside (:func:`deqflow.solvers.scipy_solver`).
+        stop: budget and tolerance.
+        keep: numbers of evaluations (1 .. max_evals) whose result is wanted as well.
+        on_eval: called after each evaluation with an :class:`Evaluation`.
+
+    Raises:
+        ValueError: the start, the kept numbers or the shape of f(z) are not as described.
+    """
+    keep = tuple(keep)
+    if z0.dim() < 2 or len(z0) == 0 or not z0.is_floating_point():
+        shape = tuple(z0.shape)
+        raise ValueError(f"solve expects a floating-point start of shape (B, N, ...), got {z0.dtype} {shape}.")
+    if any(not 1 <= k <= stop.max_evals for k in keep):
+        raise ValueError(f"keep expects evaluation numbers from 1 to max_evals={stop.max_evals}, got {keep}.")
+    if isinstance(rule, OutsideSolver):
+        return rule.solve(f, z0, stop, keep, on_eval)
+    record = Record(z0, stop, keep, rule.reports_best)
+    z, memory = z0, rule.init(z0)
+    while True:
+        fz = f(z)
+        evaluation = record.add(z, fz)
+        if on_eval is not None:
+            on_eval(evaluation)
+        if len(record.trace) == stop.max_evals or not bool(record.active.any()):
+            return record.result()
+        proposal, memory = rule.step(z, fz, memory)
+        z = select(record.active, proposal, record.reported.z)

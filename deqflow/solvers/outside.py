@@ -1,0 +1,99 @@
+"""SciPy's root finders behind the interface of :func:`deqflow.solvers.solve`: any black-box solver will do."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from deqflow.solvers.loop import Evaluation, FixedPointMap, Iterate, Record, SolverResult, Stop
+
+METHODS = ("krylov", "anderson")
+
+
+class _EnoughError(Exception):
+    """Leaves SciPy's loop once our own stopping rule says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScipySolver:
+    """See :func:`scipy_solver`."""
+
+    method: Literal["krylov", "anderson"]
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"scipy_solver expects a method of {', '.join(METHODS)}, got {self.method!r}.")
+
+    def solve(
+        self,
+        f: FixedPointMap,
+        z0: Tensor,
+        stop: Stop,
+        keep: tuple[int, ...],
+        on_eval: Callable[[Evaluation], None] | None,
+    ) -> SolverResult:
+        """Solve each sample by itself, so that none depends on its neighbours; then put them together."""
+        singles = [self._solve_one(f, z0, row, stop, keep, on_eval) for row in range(len(z0))]
+        length = max(len(r.trace) for r in singles)
+        trace = torch.full((length, len(singles)), torch.nan, device=z0.device)
+        for row, single in enumerate(singles):
+            trace[: len(single.trace), row] = single.trace[:, 0]
+        kept = {
+            k: Iterate(*(torch.cat([getattr(r.kept[k], name) for r in singles]) for name in ("z", "fz", "residual")))
+            for k in keep
+        }
+        joined = {
+            name: torch.cat([getattr(r, name) for r in singles]) for name in ("z", "fz", "residual", "status", "evals")
+        }
+        return SolverResult(**joined, trace=trace, kept=kept, stop=stop)
+
+    def _solve_one(
+        self,
+        f: FixedPointMap,
+        z0: Tensor,
+        row: int,
+        stop: Stop,
+        keep: tuple[int, ...],
+        on_eval: Callable[[Evaluation], None] | None,
+    ) -> SolverResult:
+        from scipy.optimize import root
+
+        record = Record(z0[row : row + 1], stop, keep, reports_best=True)
+
+        def g(x):  # SciPy's side of the border: a flat float64 array in, f(z) - z out
+            z = torch.as_tensor(x, dtype=z0.dtype, device=z0.device).view_as(z0[row : row + 1])
+            # f closes over the whole batch (its images), so the other rows ride along at their start.
+            batch = torch.cat([z0[:row], z, z0[row + 1 :]])
+            fz = f(batch)[row : row + 1]
+            evaluation = record.add(z, fz)
+            if on_eval is not None:
+                on_eval(evaluation)
+            if len(record.trace) == stop.max_evals or not bool(record.active.any()):
+                raise _EnoughError
+            return (fz - z).double().flatten().cpu().numpy()
+
+        start = z0[row].double().flatten().cpu().numpy()
+        # SciPy's own tolerance is set out of reach: the one stopping rule is ours.
+        with torch.no_grad(), contextlib.suppress(_EnoughError):
+            root(g, start, method=self.method, options={"fatol": 1e-300, "maxiter": stop.max_evals})
+        return record.result()
+
+
+def scipy_solver(method: Literal["krylov", "anderson"] = "krylov") -> ScipySolver:
+    """Return a solver that hands f to ``scipy.optimize.root``: the proof that any black-box solver will do.
+
+    Use it wherever a rule is expected. It runs on the CPU in float64, a sample at a time (f is still called
+    on the whole batch, so a batch of B costs B times as much), and cannot be unrolled. Budget, tolerance,
+    best iterate and trace mean what they mean in :func:`deqflow.solvers.solve`; the evaluations of SciPy's
+    inner loops and line searches count like all others.
+
+    Args:
+        method: "krylov" (Newton-Krylov) or "anderson".
+
+    Raises:
+        ValueError: another method is named.
+    """
+    return ScipySolver(method=method)
