@@ -1,0 +1,120 @@
+"""Convolutional encoders: images (B, 3, H, W) in -1..1 -> features (B, C, H/8, W/8) (RAFT, section 3.1)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["instance", "batch", "none"]
+
+
+class InstanceNorm(nn.Module):
+    """Normalises each channel of each sample to mean 0 and variance 1, with no parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return F.instance_norm(x)
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """Return the normalisation layer called ``norm``."""
+    if norm == "instance":
+        return InstanceNorm()
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.Identity()
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm1, self.norm2 = make_norm(norm, outputs), make_norm(norm, outputs)
+        self.shortcut = make_shortcut(inputs, outputs, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        y = self.norm1(self.conv1(x)).relu()
+        y = self.norm2(self.conv2(y)).relu()
+        return (self.shortcut(x) + y).relu()
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3, 1x1 convolutions through a quarter of the channels, beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, norm: Norm) -> None:
+        super().__init__()
+        inner = outputs // 4
+        self.conv1 = nn.Conv2d(inputs, inner, 1)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1)
+        self.conv3 = nn.Conv2d(inner, outputs, 1)
+        self.norm1, self.norm2 = make_norm(norm, inner), make_norm(norm, inner)
+        self.norm3 = make_norm(norm, outputs)
+        self.shortcut = make_shortcut(inputs, outputs, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        y = self.norm1(self.conv1(x)).relu()
+        y = self.norm2(self.conv2(y)).relu()
+        y = self.norm3(self.conv3(y)).relu()
+        return (self.shortcut(x) + y).relu()
+
+
+def make_shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
+    """Identity where shapes agree, else a strided 1x1 convolution and a normalisation."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride), make_norm(norm, outputs))
+
+
+class Encoder(nn.Module):
+    """A 7x7 stem of stride 2, residual stages of strides 1, 2, 2, and a 1x1 convolution.
+
+    Args:
+        widths: channels of the stem and of the three stages.
+        outputs: channels of the result.
+        norm: normalisation throughout.
+        block: kind of residual block.
+        depths: blocks in each stage.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: tuple[int, int, int, int],
+        outputs: int,
+        norm: Norm,
+        block: Literal["residual", "bottleneck"] = "residual",
+        depths: tuple[int, int, int] = (2, 2, 2),
+    ) -> None:
+        super().__init__()
+        make_block = ResidualBlock if block == "residual" else BottleneckBlock
+        self.stem = nn.Conv2d(3, widths[0], 7, stride=2, padding=3)
+        self.stem_norm = make_norm(norm, widths[0])
+        stages = []
+        for inputs, channels, depth, stride in zip(widths[:-1], widths[1:], depths, (1, 2, 2), strict=True):
+            blocks = [
+                make_block(inputs if i == 0 else channels, channels, stride=stride if i == 0 else 1, norm=norm)
+                for i in range(depth)
+            ]
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+        self.head = nn.Conv2d(widths[-1], outputs, 1)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in -1..1 -> (B, outputs, H/8, W/8)."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self.stem_norm(self.stem(x)).relu()
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

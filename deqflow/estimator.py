@@ -1,0 +1,446 @@
+"""The flow estimator: images -> features -> correlation -> fixed point -> flow (paper section 3.1).
+
+The state of the fixed point is hidden (B, Ch, h, w) and flow (B, 2, h, w) at 1/8 size, packed in one float32
+tensor (B, Ch + 2, h, w). The same class is the equilibrium model and its recurrent counterpart (RAFT): they
+differ in the gradient mode, in where the hidden state starts, and in what supervises them.
+"""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from deqflow.correlation import CorrelationPyramid
+from deqflow.encoders import Encoder
+from deqflow.equilibrium import Equilibrium, GradientMode, Phantom, Unrolled
+from deqflow.geometry import Padding, upsample_bilinear, upsample_convex
+from deqflow.solvers import FixedPointMap, Picard, Rule, SolverResult, Stop, rms
+from deqflow.updates import RaftUpdate, UpdateOperator
+
+STRIDE = 8
+SMALLEST_SIDE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Widths of a model, in channels (published tables; RAFT's radius and levels)."""
+
+    hidden: int = 128
+    context: int = 128
+    features: int = 256
+    motion: int = 128
+    correlation: tuple[int, ...] = (256, 192)
+    flow: tuple[int, int] = (128, 64)
+    flow_head: int = 256
+    mask_head: int = 256
+    encoder: tuple[int, int, int, int] = (64, 64, 96, 128)
+    depths: tuple[int, int, int] = (2, 2, 2)
+    block: Literal["residual", "bottleneck"] = "residual"
+    context_norm: Literal["batch", "none", "shared"] = "batch"
+    radius: int = 4
+    levels: int = 4
+    update: Literal["raft", "raft-small"] = "raft"
+    upsampling: Literal["convex", "bilinear"] = "convex"
+
+
+def _scaled(width: int, motion: int, correlation: tuple[int, int], flow: tuple[int, int], features: int = 256) -> Size:
+    return Size(
+        hidden=width,
+        context=width,
+        motion=motion,
+        correlation=correlation,
+        flow=flow,
+        flow_head=2 * motion,
+        features=features,
+    )
+
+
+SIZES: dict[str, Size] = {
+    "tiny": _scaled(32, 32, (64, 48), (32, 16), features=64),
+    "base": Size(),
+    "large": _scaled(192, 192, (384, 288), (192, 96)),
+    "huge": _scaled(256, 256, (512, 384), (256, 128)),
+    "gigantic": _scaled(384, 320, (640, 480), (320, 160)),
+    "small": Size(
+        hidden=96,
+        context=64,
+        features=128,
+        motion=82,
+        correlation=(96,),
+        flow=(64, 32),
+        flow_head=128,
+        encoder=(32, 32, 64, 96),
+        block="bottleneck",
+        context_norm="none",
+        radius=3,
+        update="raft-small",
+        upsampling="bilinear",
+    ),
+    # Ours, for a laptop: one encoder whose output is split into features and context, convex upsampling.
+    "mini": Size(
+        hidden=64,
+        context=64,
+        features=96,
+        motion=64,
+        correlation=(64,),
+        flow=(32, 32),
+        flow_head=64,
+        mask_head=128,
+        encoder=(32, 32, 64, 96),
+        depths=(1, 2, 2),
+        context_norm="shared",
+        radius=3,
+        update="raft-small",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FlowState:
+    """A state at 1/8 size: hidden (B, Ch, h, w) and flow (B, 2, h, w), the latter in 1/8-size pixels."""
+
+    hidden: Tensor
+    flow: Tensor
+
+
+@dataclass(frozen=True)
+class FlowOutput:
+    """What an estimator returns, in training and in evaluation alike.
+
+    Attributes:
+        flow: (B, 2, H, W), from the first image to the second, x right, y down, in pixels.
+        flows: the flow at each correction, oldest first; the last is ``flow``. One entry in evaluation.
+        state: hidden state and flow at 1/8 size, from f(z): what a next solve may start from.
+        solve: the solver's account; its residual is the RMS change of the flow in full-size pixels, (B,).
+    """
+
+    flow: Tensor
+    flows: tuple[Tensor, ...]
+    state: FlowState
+    solve: SolverResult
+
+    @property
+    def hidden_residual(self) -> Tensor:
+        """RMS change of the hidden state in the reported evaluation, (B,), no unit."""
+        return rms((self.solve.fz - self.solve.z)[:, :-2])
+
+
+def flow_residual(difference: Tensor) -> Tensor:
+    """RMS of the flow part of a packed state, in full-size pixels: (B, Ch + 2, h, w) -> (B,)."""
+    return STRIDE * rms(difference[:, -2:])
+
+
+class ConvexUpsampler(nn.Module):
+    """Predicts from the hidden state how to combine coarse neighbours (RAFT, section 3.3)."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.mask = nn.Sequential(nn.Conv2d(hidden, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 9 * STRIDE**2, 1))
+
+    def forward(self, state: FlowState) -> Tensor:
+        """Return the flow at full size, (B, 2, 8 h, 8 w), in pixels."""
+        # The factor balances the gradient that reaches the mask against the one that reaches the flow (RAFT).
+        return upsample_convex(state.flow, 0.25 * self.mask(state.hidden).float(), STRIDE)
+
+
+class BilinearUpsampler(nn.Module):
+    """Upsampling without parameters (RAFT-small)."""
+
+    def forward(self, state: FlowState) -> Tensor:
+        """Return the flow at full size, (B, 2, 8 h, 8 w), in pixels."""
+        return upsample_bilinear(state.flow, STRIDE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorConfig:
+    """What :func:`build` needs to make the same architecture again; stored in checkpoints.
+
+    Attributes:
+        size: a key of ``SIZES``.
+        recurrent: hidden state starts at tanh of the context encoder's output (RAFT) instead of zero.
+        weight_norm: on every convolution of the update operator.
+        all_gradients: the flow is not detached inside the update.
+        max_evals, atol: stopping rule in evaluation, ``atol`` in full-size pixels.
+    """
+
+    size: str = "base"
+    recurrent: bool = False
+    weight_norm: bool = True
+    all_gradients: bool = False
+    max_evals: int = 40
+    atol: float = 0.02
+
+
+class FlowEstimator(nn.Module):
+    """Optical flow as the fixed point of an update operator.
+
+    Args:
+        feature_encoder: images -> matching features.
+        context_encoder: first image -> context, and the hidden state's start if recurrent; None if the
+            feature encoder's last channels are the context.
+        update: the update operator.
+        upsampler: state -> flow at full size.
+        equilibrium: the implicit layer that solves and differentiates.
+        context_channels: how many channels of the encoder's output are context.
+        levels, radius: of the correlation lookup.
+        recurrent, all_gradients: as in :class:`EstimatorConfig`.
+        config: stored in checkpoints; None for a model put together by hand.
+    """
+
+    def __init__(
+        self,
+        *,
+        feature_encoder: nn.Module,
+        context_encoder: nn.Module | None,
+        update: UpdateOperator,
+        upsampler: nn.Module,
+        equilibrium: Equilibrium,
+        context_channels: int,
+        levels: int = 4,
+        radius: int = 4,
+        recurrent: bool = False,
+        all_gradients: bool = False,
+        config: EstimatorConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.feature_encoder, self.context_encoder = feature_encoder, context_encoder
+        self.update, self.upsampler, self.equilibrium = update, upsampler, equilibrium
+        self.context_channels, self.levels, self.radius = context_channels, levels, radius
+        self.recurrent, self.all_gradients, self.config = recurrent, all_gradients, config
+
+    def forward(
+        self,
+        image1: Tensor,
+        image2: Tensor,
+        *,
+        start: FlowState | None = None,
+        rule: Rule | None = None,
+        stop: Stop | None = None,
+    ) -> FlowOutput:
+        """Estimate the flow from ``image1`` to ``image2``.
+
+        Args:
+            image1, image2: (B, 3, H, W), RGB, 0..255, floating point, any size from 16x16.
+            start: state to solve from, for instance the last frame's; zero flow if not given.
+            rule: solver for this call; the model's own if not given.
+            stop: budget and tolerance for this call; a tolerance is in full-size pixels unless the ``stop``
+                brings a norm of its own.
+
+        Raises:
+            TypeError: an image is no floating-point tensor.
+            ValueError: an image or the start has another shape, or an image is not finite.
+        """
+        check_images(image1, image2)
+        height, width = image1.shape[-2:]
+        padding = Padding(height, width, STRIDE)
+        f, z0 = self.fixed_point_map(padding.pad(image1), padding.pad(image2))
+        if start is not None:
+            z0 = self._pack_start(start, z0)
+        if stop is not None and stop.norm is rms:
+            stop = dataclasses.replace(stop, norm=flow_residual)
+        states, result = self.equilibrium(f, z0, rule=rule, stop=stop)
+        flows = tuple(padding.crop(self.upsampler(self._unpack(state))) for state in states)
+        return FlowOutput(flows[-1], flows, self._unpack(states[-1]), result)
+
+    def fixed_point_map(self, image1: Tensor, image2: Tensor) -> tuple[FixedPointMap, Tensor]:
+        """Return the map f of a pair and the model's own start z0, both on packed states.
+
+        The images are as in :meth:`forward`, with sides that divide by 8. f is a pure function: it may be
+        called as often and from wherever one likes.
+        """
+        pyramid, hidden, context = self.encode(image1, image2)
+        prepared = self.update.prepare(context)
+        device = hidden.device.type
+
+        def f(z: Tensor) -> Tensor:
+            state = self._unpack(z)
+            flow = state.flow if self.all_gradients else state.flow.detach()
+            # Autocast must not keep casts made while no graph was recorded: later ones would lose their gradient.
+            with torch.autocast(
+                device,
+                dtype=torch.get_autocast_dtype(device),
+                enabled=torch.is_autocast_enabled(device),
+                cache_enabled=False,
+            ):
+                new_hidden, increment = self.update(state.hidden, flow, pyramid.lookup(flow), prepared)
+            return torch.cat([new_hidden.to(z.dtype), flow + increment.to(z.dtype)], 1)
+
+        flow = hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:])
+        return f, torch.cat([hidden, flow], 1)
+
+    def encode(self, image1: Tensor, image2: Tensor) -> tuple[CorrelationPyramid, Tensor, Tensor]:
+        """Return the correlation pyramid, the hidden state's start and the context of a pair, the latter
+        (B, C, h, w) each.
+        """
+        images = torch.cat([image1, image2]) * (2 / 255) - 1
+        encoded = self.feature_encoder(images)
+        if self.context_encoder is None:
+            features, shared = encoded.tensor_split([encoded.shape[1] - self._encoded_context], 1)
+            context = shared[: len(image1)]
+        else:
+            features, context = encoded, self.context_encoder(images[: len(image1)])
+        if self.recurrent:
+            hidden, context = context.split([self.update.hidden_channels, self.context_channels], 1)
+            hidden = hidden.to(image1.dtype).tanh()
+        else:
+            hidden = image1.new_zeros(len(image1), self.update.hidden_channels, *context.shape[-2:])
+        features1, features2 = features.to(image1.dtype).chunk(2)
+        with torch.autocast(hidden.device.type, enabled=False):  # half precision costs too much here
+            pyramid = CorrelationPyramid(features1, features2, levels=self.levels, radius=self.radius)
+        return pyramid, hidden, context.relu()
+
+    @property
+    def _encoded_context(self) -> int:
+        return self.context_channels + (self.update.hidden_channels if self.recurrent else 0)
+
+    def _unpack(self, z: Tensor) -> FlowState:
+        return FlowState(z[:, :-2], z[:, -2:])
+
+    def _pack_start(self, start: FlowState, z0: Tensor) -> Tensor:
+        z = torch.cat([start.hidden, start.flow], 1) if start.hidden.dim() == start.flow.dim() == 4 else start.hidden
+        if z.shape != z0.shape:
+            batch, channels, height, width = z0.shape
+            raise ValueError(
+                f"start expects hidden {(batch, channels - 2, height, width)} and flow {(batch, 2, height, width)} "
+                f"for these images, got {tuple(start.hidden.shape)} and {tuple(start.flow.shape)}: "
+                "use the state of an output for images of the same size."
+            )
+        return z.to(z0)
+
+
+def check_images(image1: Tensor, image2: Tensor) -> None:
+    """Raise unless both are (B, 3, H, W), floating point, of one shape, at least 16 px a side, and finite."""
+    for name, image in (("image1", image1), ("image2", image2)):
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(
+                f"{name} expects a floating-point tensor (B, 3, H, W) with values 0..255, got {kind}: "
+                "convert with .float(), or read files with deqflow.read_image."
+            )
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise ValueError(
+                f"{name} expects shape (B, 3, H, W) with three colour channels (RGB), got {tuple(image.shape)}: "
+                "add a batch dimension with image[None], or repeat a grey channel three times."
+            )
+    if image1.shape != image2.shape:
+        raise ValueError(
+            f"Both images must have one size, got {tuple(image1.shape)} and {tuple(image2.shape)}: crop or resize one."
+        )
+    height, width = image1.shape[-2:]
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(
+            f"Images must be at least {SMALLEST_SIDE} px a side, got {width}x{height} (width x height): enlarge them."
+        )
+    for name, image in (("image1", image1), ("image2", image2)):
+        bad = ~torch.isfinite(image).flatten(1).all(1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"{name} expects finite values, got NaN or infinity in sample {bad.nonzero()[0].item()}: "
+                "replace them, for instance with torch.nan_to_num."
+            )
+    highest = float(torch.maximum(image1.max(), image2.max()))
+    if 0 < highest <= 1:
+        warnings.warn(
+            f"Images are expected in 0..255, but the largest value is {highest:.3g}: multiply by 255 if they are 0..1.",
+            stacklevel=3,
+        )
+
+
+def build(
+    size: str = "base",
+    *,
+    recurrent: bool = False,
+    weight_norm: bool | None = None,
+    all_gradients: bool = False,
+    gradient: GradientMode | None = None,
+    corrections: int | None = None,
+    rule: Rule | None = None,
+    train_evals: int | None = None,
+    max_evals: int | None = None,
+    atol: float | None = None,
+) -> FlowEstimator:
+    """Build an estimator with random weights (use ``torch.manual_seed``), in training mode.
+
+    Args:
+        size: "tiny", "base", "large", "huge", "gigantic" (paper, table of sizes), "small" (RAFT-small's
+            widths and update operator) or "mini" (the shipped model's).
+        recurrent: build RAFT itself, the recurrent baseline: unrolled gradients, every update supervised,
+            hidden state started from the context.
+        weight_norm: on the update operator; on for equilibrium models, off for recurrent ones if not given.
+        all_gradients: do not detach the flow inside the update (paper section 4).
+        gradient: how to differentiate; one-step phantom, or unrolled if recurrent, if not given.
+        corrections: states supervised in training, evenly placed; 1, or all if recurrent, if not given.
+        rule: the solver; Picard if not given.
+        train_evals: evaluations in training, without early stop; 24, or 12 if recurrent, if not given.
+        max_evals: budget in evaluation; 40, or 12 if recurrent, if not given.
+        atol: tolerance in evaluation, RMS change of the flow in full-size pixels; 0.02, or 0 (no early stop)
+            if recurrent, if not given.
+
+    Raises:
+        ValueError: the size is not known.
+    """
+    if size not in SIZES:
+        raise ValueError(f"Unknown size {size!r}: expected one of {', '.join(SIZES)}.")
+    config = EstimatorConfig(
+        size=size,
+        recurrent=recurrent,
+        weight_norm=not recurrent if weight_norm is None else weight_norm,
+        all_gradients=all_gradients,
+        max_evals=max_evals or (12 if recurrent else 40),
+        atol=(0.0 if recurrent else 0.02) if atol is None else atol,
+    )
+    equilibrium = Equilibrium(
+        rule=rule or Picard(),
+        stop=Stop(max_evals=train_evals or (12 if recurrent else 24), atol=0.0, norm=flow_residual),
+        gradient=gradient or (Unrolled() if recurrent else Phantom(steps=1)),
+        corrections=corrections or (None if recurrent else 1),
+        eval_stop=Stop(max_evals=config.max_evals, atol=config.atol, norm=flow_residual),
+    )
+    return build_from_config(config, equilibrium)
+
+
+def build_from_config(config: EstimatorConfig, equilibrium: Equilibrium) -> FlowEstimator:
+    """Build the architecture that a configuration names around an equilibrium layer."""
+    size = SIZES[config.size]
+    encoded_context = size.context + (size.hidden if config.recurrent else 0)
+    shared = size.context_norm == "shared"
+    feature_encoder = Encoder(
+        widths=size.encoder,
+        outputs=size.features + (encoded_context if shared else 0),
+        norm="instance",
+        block=size.block,
+        depths=size.depths,
+    )
+    context_encoder = None
+    if size.context_norm != "shared":
+        context_encoder = Encoder(
+            widths=size.encoder, outputs=encoded_context, norm=size.context_norm, block=size.block, depths=size.depths
+        )
+    update = RaftUpdate(
+        hidden=size.hidden,
+        context=size.context,
+        motion=size.motion,
+        correlation=size.levels * (2 * size.radius + 1) ** 2,
+        correlation_widths=size.correlation,
+        flow_widths=size.flow,
+        head=size.flow_head,
+        separable=size.update == "raft",
+        weight_norm=config.weight_norm,
+    )
+    convex = size.upsampling == "convex"
+    return FlowEstimator(
+        feature_encoder=feature_encoder,
+        context_encoder=context_encoder,
+        update=update,
+        upsampler=ConvexUpsampler(size.hidden, size.mask_head) if convex else BilinearUpsampler(),
+        equilibrium=equilibrium,
+        context_channels=size.context,
+        levels=size.levels,
+        radius=size.radius,
+        recurrent=config.recurrent,
+        all_gradients=config.all_gradients,
+        config=config,
+    )
