@@ -1,0 +1,99 @@
+"""Our own checkpoints: safetensors with the configuration inside, and the models that the package ships."""
+
+import dataclasses
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from deqflow.estimator import SIZES, EstimatorConfig, FlowEstimator, build
+
+SHIPPED = ("deqflow-small",)
+FORMAT = "deqflow-1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or is not what it was taken for."""
+
+
+def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] | None = None) -> Path:
+    """Write weights, configuration and recipe to one safetensors file; the old file stays until the new is whole.
+
+    Args:
+        estimator: made by :func:`deqflow.build` (a model put together by hand has no configuration to store).
+        path: where to, usually ``*.safetensors``.
+        recipe: anything json can hold on how the weights came about.
+
+    Raises:
+        ValueError: the estimator has no configuration.
+    """
+    if estimator.config is None:
+        raise ValueError("save expects an estimator made by deqflow.build, got one without a configuration.")
+    path = Path(path)
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(estimator.config)),
+        "recipe": json.dumps(recipe or {}),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in estimator.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, unfinished, metadata=metadata)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def read_metadata(path: str | Path) -> tuple[EstimatorConfig, dict[str, Any]]:
+    """Return the configuration and the recipe stored in one of our checkpoints.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged or none of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}: expected a .safetensors file written by deqflow.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} is a safetensors file, but none of deqflow's: "
+                "use deqflow.load_published for published weights."
+            )
+        return EstimatorConfig(**json.loads(metadata["config"])), json.loads(metadata["recipe"])
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}): download or save it again."
+        ) from error
+
+
+def load(name_or_path: str | Path) -> FlowEstimator:
+    """Load a shipped model by name, or one of our checkpoints by path, ready for evaluation on the CPU.
+
+    Raises:
+        FileNotFoundError: neither a known name nor a file.
+        CheckpointError: the file is damaged, none of ours, or does not fit its own configuration.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in SHIPPED:
+        path = Path(str(resources.files("deqflow") / "weights" / f"{name_or_path}.safetensors"))
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"No model {str(name_or_path)!r}: expected one of {', '.join(SHIPPED)}, or the path of a checkpoint."
+        )
+    config, _ = read_metadata(path)
+    if config.size not in SIZES:
+        raise CheckpointError(f"{path} was made for an unknown size {config.size!r}: update deqflow.")
+    estimator = build(**dataclasses.asdict(config))
+    try:
+        estimator.load_state_dict(load_file(path), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
+    return estimator.eval()
