@@ -1,0 +1,48 @@
+"""Pairs of images with true flow."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import skimage
+import torch
+from torch import Tensor
+
+from deqflow.flow_files import read_image
+
+
+class FlowSample(NamedTuple):
+    """A pair with its truth.
+
+    Attributes:
+        image1, image2: (3, H, W) float32, RGB, 0..255.
+        flow: (2, H, W) float32, from the first to the second image, in pixels.
+        valid: (H, W) booleans, where the flow is known.
+        occluded: (H, W) booleans, what of the first image is known to be hidden or out of frame in the second.
+    """
+
+    image1: Tensor
+    image2: Tensor
+    flow: Tensor
+    valid: Tensor
+    occluded: Tensor
+
+
+def motorcycle() -> FlowSample:
+    """scikit-image's motorcycle stereo pair, 500 x 741: a real photograph pair with measured truth.
+
+    The flow from the left to the right image is (-disparity, 0); 92.7 % of it is known, occlusion is not.
+    Source: Middlebury stereo 2014 (Scharstein et al.), as shipped with scikit-image.
+    """
+    folder = Path(skimage.__file__).parent / "data"
+    with np.load(folder / "motorcycle_disp.npz") as file:
+        disparity = torch.from_numpy(file["arr_0"].astype(np.float32))
+    valid = torch.isfinite(disparity)
+    across = torch.where(valid, -disparity, 0.0)
+    return FlowSample(
+        image1=read_image(folder / "motorcycle_left.png")[0],
+        image2=read_image(folder / "motorcycle_right.png")[0],
+        flow=torch.stack([across, torch.zeros_like(across)]),
+        valid=valid,
+        occluded=torch.zeros_like(valid),
+    )

@@ -1,0 +1,272 @@
+"""Training on procedural pairs: sparse fixed-point correction, phantom gradients (paper sections 3.2, 3.3)."""
+
+import csv
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from deqflow import checkpoints
+from deqflow.datasets import FlowSample
+from deqflow.equilibrium import Phantom
+from deqflow.estimator import FlowEstimator, build
+from deqflow.losses import correction_loss
+from deqflow.metrics import mean_endpoint_error
+from deqflow.solvers import Stop
+from deqflow.synthetic import SceneConfig, SyntheticPairs
+
+HELD_OUT_SEED = 1_000_003  # scenes for validation; no training set uses it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. The same configuration gives the same weights on the same machine.
+
+    Attributes:
+        size: of the model, a key of :data:`deqflow.estimator.SIZES`.
+        start_from: checkpoint to begin with, a name or path for :func:`deqflow.load`; random weights if empty.
+        seed: of weights, data and numbers of evaluations.
+        steps, batch: optimiser steps, and pairs a step.
+        lr, weight_decay, clip: AdamW under a one-cycle schedule with linear ramps; largest gradient norm.
+        evals: least and greatest number of evaluations; one is drawn each step, so that the model has to
+            settle instead of counting steps.
+        corrections: states supervised, spread evenly.
+        gamma: weight of a correction relative to the next.
+        phantom_steps: differentiated steps at each correction; 1 is the one-step gradient.
+        all_gradients: do not detach the flow inside the update.
+        bfloat16: automatic mixed precision.
+        workers: processes that make pairs.
+        validate_every, validation_pairs: how often, and on how many held-out pairs.
+        scenes: what the pairs look like.
+    """
+
+    size: str = "mini"
+    start_from: str = ""
+    seed: int = 0
+    steps: int = 1500
+    batch: int = 6
+    lr: float = 8e-4
+    weight_decay: float = 1e-5
+    clip: float = 1.0
+    evals: tuple[int, int] = (6, 18)
+    corrections: int = 3
+    gamma: float = 0.8
+    phantom_steps: int = 1
+    all_gradients: bool = False
+    bfloat16: bool = True
+    workers: int = 1
+    validate_every: int = 250
+    validation_pairs: int = 24
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"TrainConfig expects at least 1 step and 1 pair, got {self.steps} and {self.batch}.")
+        if not self.corrections <= self.evals[0] <= self.evals[1]:
+            raise ValueError(
+                f"TrainConfig expects evals as (least, greatest), the least no smaller than corrections="
+                f"{self.corrections}, got {self.evals}."
+            )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is logged: step, running mean of the loss, end-point errors (px) on held-out pairs, seconds so far."""
+
+    step: int
+    loss: float
+    errors: dict[int, float]
+    seconds: float
+
+
+def make_estimator(config: TrainConfig) -> FlowEstimator:
+    """Build the model of a run, with random weights or those of ``start_from``."""
+    torch.manual_seed(config.seed)
+    estimator = build(
+        config.size,
+        all_gradients=config.all_gradients,
+        gradient=Phantom(steps=config.phantom_steps),
+        corrections=config.corrections,
+        train_evals=config.evals[1],
+    )
+    if config.start_from:
+        estimator.load_state_dict(checkpoints.load(config.start_from).state_dict())
+    return estimator.train()
+
+
+class Trainer:
+    """One run in one folder: ``log.csv``, ``last.pt`` to go on from, ``model.safetensors`` at the end.
+
+    Args:
+        config: the run.
+        folder: where its files go. A run that was interrupted there is continued.
+        device: to train on.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration.
+    """
+
+    def __init__(self, config: TrainConfig, folder: str | Path, *, device: str | torch.device = "cpu") -> None:
+        self.config, self.folder, self.device = config, Path(folder), torch.device(device)
+        self.estimator = make_estimator(config).to(self.device)
+        self.optimizer = torch.optim.AdamW(self.estimator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, config.lr, total_steps=config.steps + 1, pct_start=0.05, anneal_strategy="linear"
+        )
+        self.step, self.seconds = 0, 0.0
+        self.recent: list[float] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / "last.pt").exists():
+            self._resume()
+
+    def run(self, on_progress: Callable[[Progress], None] | None = None) -> FlowEstimator:
+        """Train to the end and return the model in evaluation mode; ``on_progress`` sees each log entry."""
+        config = self.config
+        pairs = SyntheticPairs(config.steps * config.batch, seed=config.seed, config=config.scenes)
+        order = range(self.step * config.batch, len(pairs))
+        loader = DataLoader(pairs, config.batch, sampler=order, num_workers=config.workers, drop_last=True)
+        started = time.monotonic() - self.seconds
+        for batch in tqdm(loader, desc="train", unit="step", initial=self.step, total=config.steps, mininterval=2):
+            self.recent = [*self.recent[-99:], self.train_step(FlowSample(*batch))]
+            self.step += 1
+            self.seconds = time.monotonic() - started
+            if self.step % config.validate_every == 0 or self.step == config.steps:
+                self._log(on_progress)
+        checkpoints.save(self.estimator, self.folder / "model.safetensors", recipe=self.recipe())
+        return self.estimator.eval()
+
+    def train_step(self, batch: FlowSample) -> float:
+        """Take one optimiser step on a batch and return its loss, a weighted mean of absolute errors in px.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        config = self.config
+        image1, image2, flow, valid, _ = (tensor.to(self.device) for tensor in batch)
+        draw = np.random.default_rng([config.seed, self.step])
+        stop = Stop(max_evals=int(draw.integers(config.evals[0], config.evals[1] + 1)), atol=0.0)
+        with self._autocast():
+            output = self.estimator(image1, image2, stop=stop)
+        loss = correction_loss(output.flows, flow, valid, gamma=config.gamma)
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"The loss of step {self.step} (seed {config.seed}) is not finite: lower lr, or set bfloat16=False."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.estimator.parameters(), config.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return float(loss.detach())
+
+    def validate(self, evals: tuple[int, ...] = (6, 12, 24, 48)) -> dict[int, float]:
+        """Mean end-point error in px on held-out pairs after so many evaluations each."""
+        pairs = SyntheticPairs(self.config.validation_pairs, seed=HELD_OUT_SEED, config=self.config.scenes)
+        return validation_errors(self.estimator, pairs, evals, self.device, self._autocast)
+
+    def recipe(self) -> dict[str, Any]:
+        """What to store with the weights: the configuration, the run before it, hours, torch's version."""
+        before = {}
+        if self.config.start_from:
+            path = Path(self.config.start_from)
+            before = checkpoints.read_metadata(path)[1] if path.is_file() else {"name": self.config.start_from}
+        return {
+            "config": dataclasses.asdict(self.config) | {"start_from": Path(self.config.start_from).name},
+            "pairs": self.step * self.config.batch,
+            "hours": round(self.seconds / 3600, 3),
+            "torch": torch.__version__,
+            "before": before,
+        }
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bfloat16)
+
+    def _log(self, on_progress: Callable[[Progress], None] | None) -> None:
+        errors = self.validate()
+        progress = Progress(self.step, float(np.mean(self.recent)), errors, self.seconds)
+        row = {"step": self.step, "loss": round(progress.loss, 4), "seconds": round(self.seconds, 1)}
+        row |= {f"epe_{k}": round(v, 4) for k, v in errors.items()}
+        path = self.folder / "log.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self._save()
+        if on_progress is not None:
+            on_progress(progress)
+
+    def _save(self) -> None:
+        state = {
+            "config": json.dumps(dataclasses.asdict(self.config)),
+            "model": self.estimator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "recent": self.recent,
+        }
+        unfinished = self.folder / "last.pt.part"
+        torch.save(state, unfinished)
+        unfinished.replace(self.folder / "last.pt")
+
+    def _resume(self) -> None:
+        state = torch.load(self.folder / "last.pt", map_location=self.device, weights_only=True)
+        if state["config"] != json.dumps(dataclasses.asdict(self.config)):
+            raise ValueError(f"{self.folder} holds a run of another configuration: use a new folder, or delete it.")
+        self.estimator.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.seconds, self.recent = state["step"], state["seconds"], state["recent"]
+
+
+@torch.no_grad()
+def validation_errors(
+    estimator: FlowEstimator,
+    pairs: SyntheticPairs,
+    evals: tuple[int, ...],
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], Any] | None = None,
+) -> dict[int, float]:
+    """Mean end-point error in px over pairs, after each of the given numbers of evaluations (no early stop)."""
+    training = estimator.training
+    estimator.eval()
+    totals = dict.fromkeys(evals, 0.0)
+    for i in range(len(pairs)):
+        image1, image2, flow, valid, _ = (tensor[None].to(device) for tensor in pairs[i])
+        totals = {k: totals[k] + error for k, error in _errors(estimator, image1, image2, flow, valid, evals, autocast)}
+    estimator.train(training)
+    return {k: total / len(pairs) for k, total in totals.items()}
+
+
+def _errors(
+    estimator: FlowEstimator,
+    image1: Tensor,
+    image2: Tensor,
+    flow: Tensor,
+    valid: Tensor,
+    evals: tuple[int, ...],
+    autocast: Callable[[], Any] | None,
+) -> list[tuple[int, float]]:
+    """One solve a pair: each number of evaluations starts from the state of the one before."""
+    errors, state, before = [], None, 0
+    for k in sorted(evals):
+        stop = Stop(max_evals=k - before, atol=0.0)
+        if autocast is None:
+            output = estimator(image1, image2, start=state, stop=stop)
+        else:
+            with autocast():
+                output = estimator(image1, image2, start=state, stop=stop)
+        errors.append((k, float(mean_endpoint_error(output.flow, flow, valid))))
+        state, before = output.state, k
+    return errors
