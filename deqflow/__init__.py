@@ -1,0 +1,34 @@
+"""Deep equilibrium optical flow: solve, differentiate, train and explore it.
+
+The doors: :func:`build` a model, :func:`load` a shipped or saved one, :func:`load_published` weights of RAFT and
+DEQ-Flow, :func:`read_image` pictures of your own. Solvers are in :mod:`deqflow.solvers`.
+
+>>> estimator = deqflow.load("deqflow-small")
+>>> output = estimator(deqflow.read_image("a.png"), deqflow.read_image("b.png"))
+>>> output.flow  # (1, 2, H, W), in pixels
+"""
+
+from importlib.metadata import version
+
+from deqflow import solvers
+from deqflow.checkpoints import CheckpointError, load, save
+from deqflow.estimator import FlowEstimator, FlowOutput, FlowState, build
+from deqflow.flow_files import read_flow, read_image, write_flow, write_image
+from deqflow.published import load_published
+
+__version__ = version("deqflow")
+__all__ = [
+    "CheckpointError",
+    "FlowEstimator",
+    "FlowOutput",
+    "FlowState",
+    "build",
+    "load",
+    "load_published",
+    "read_flow",
+    "read_image",
+    "save",
+    "solvers",
+    "write_flow",
+    "write_image",
+]
