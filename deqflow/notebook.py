@@ -1,0 +1,43 @@
+"""What a notebook needs of its surroundings: whether to hurry, and where to leave its numbers."""
+
+import os
+from typing import TypeVar
+
+from IPython.display import display
+
+FAST = "DEQFLOW_FAST"
+NUMBERS = "application/vnd.deqflow.numbers+json"
+
+T = TypeVar("T")
+
+
+def is_fast() -> bool:
+    """Whether the environment asks for short runs (``DEQFLOW_FAST=1``), as the tests do."""
+    return os.environ.get(FAST, "") not in ("", "0")
+
+
+def choose(full: T, fast: T) -> T:
+    """Return ``full``, or ``fast`` where short runs are asked for: the default of a parameter."""
+    return fast if is_fast() else full
+
+
+def record(**numbers: float | int | str | bool) -> None:
+    """Show results and leave them in the notebook, from where a report collects them.
+
+    The names should carry the unit: ``epe_px=0.31``.
+
+    Raises:
+        TypeError: a value is no number, string or boolean (a tensor has ``.item()``).
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, float | int | str):
+            raise TypeError(
+                f"record expects numbers, strings or booleans, got {type(value).__name__} for {name}: use .item()."
+            )
+    lines = "\n".join(f"{name:<32} {as_text(value)}" for name, value in numbers.items())
+    display({NUMBERS: numbers, "text/plain": lines}, raw=True)
+
+
+def as_text(value: float | int | str) -> str:
+    """A recorded value as shown: four digits of a float."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
