@@ -1,0 +1,160 @@
+"""Command line: ``python -m deqflow flow | train | reproduce | report``."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+import deqflow
+from deqflow.colors import flow_to_rgb
+from deqflow.recipes import RECIPES, reproduce
+from deqflow.training import Progress, TrainConfig, Trainer
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Estimate the flow between two pictures and write it to a file.
+
+    Attributes:
+        image1: path of the first picture.
+        image2: path of the second picture, of the same size.
+        out: where to; the flow in colours (.png, .jpg), or as numbers (.flo).
+        model: a shipped model's name, a checkpoint of deqflow's (.safetensors), or a published one (.pth).
+        max_evals: budget in evaluations; the model's own if not given.
+        largest: length in px that gets the full colour; the longest vector's if not given.
+    """
+
+    image1: tyro.conf.Positional[Path]
+    image2: tyro.conf.Positional[Path]
+    out: Path = Path("flow.png")
+    model: str = "deqflow-small"
+    max_evals: int | None = None
+    largest: float | None = None
+
+    def __call__(self) -> int:
+        """Run the command."""
+        estimator = deqflow.load_published(self.model) if self.model.endswith(".pth") else deqflow.load(self.model)
+        stop = estimator.equilibrium.eval_stop
+        if self.max_evals is not None:
+            stop = replace(stop, max_evals=self.max_evals)
+        with torch.no_grad():
+            output = estimator(deqflow.read_image(self.image1), deqflow.read_image(self.image2), stop=stop)
+        flow = output.flow[0]
+        if self.out.suffix == ".flo":
+            deqflow.write_flow(self.out, flow)
+        else:
+            deqflow.write_image(self.out, flow_to_rgb(flow, largest=self.largest))
+        lengths = torch.linalg.vector_norm(flow, dim=0)
+        print(f"Motion: median {float(lengths.median()):.2f} px, longest {float(lengths.max()):.2f} px.")
+        print(f"Solver: {output.solve.summary()}")
+        print(f"Wrote {self.out}.")
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on procedural pairs; an interrupted run in the same folder goes on where it was.
+
+    Attributes:
+        folder: where the run's files go.
+        device: to train on, such as cpu or cuda.
+        config: the run.
+    """
+
+    folder: Path = Path("runs/mine")
+    device: str = "cpu"
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+    def __call__(self) -> int:
+        """Run the command."""
+        Trainer(self.config, self.folder, device=self.device).run(_say)
+        print(f"Wrote {self.folder / 'model.safetensors'}: use it with deqflow.load(path).")
+        return 0
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train a shipped model again, by the recipe it was made with; goes on where it was interrupted.
+
+    Attributes:
+        name: of the shipped model.
+        folder: where the stages' files go.
+        device: to train on, such as cpu or cuda.
+    """
+
+    name: tyro.conf.Positional[str] = "deqflow-small"
+    folder: Path = Path("runs/reproduce")
+    device: str = "cpu"
+
+    def __call__(self) -> int:
+        """Run the command."""
+        if self.name not in RECIPES:
+            raise ValueError(f"No recipe {self.name!r}: expected one of {', '.join(RECIPES)}.")
+        print(f"Wrote {reproduce(RECIPES[self.name], self.folder, device=self.device, on_progress=_say)}.")
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Run the numbered notebooks and write pages, numbers and an index.
+
+    Attributes:
+        notebooks: folder of the notebooks.
+        out: where to.
+        only: names of the notebooks to run; all if not given.
+        parameters: names and values that replace those of the parameters cells.
+    """
+
+    notebooks: Path = Path("notebooks")
+    out: Path = Path("reports")
+    only: tuple[str, ...] = ()
+    parameters: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self) -> int:
+        """Run the command."""
+        try:
+            from deqflow import reports
+        except ImportError as error:
+            raise ValueError(f"Reports need the packages of the lab ({error}): pip install 'deqflow[lab]'.") from error
+        values = {name: _literal(text) for name, text in self.parameters.items()}
+        built = reports.build_reports(reports.find_notebooks(self.notebooks, self.only), self.out, values, _line)
+        print(f"Open {self.out / 'index.html'}.")
+        return int(any(report.error for report in built))
+
+
+def _line(text: str) -> None:
+    print(text, flush=True)
+
+
+def _say(progress: Progress) -> None:
+    errors = ", ".join(f"{error:.2f} px after {evals}" for evals, error in progress.errors.items())
+    _line(f"step {progress.step}: loss {progress.loss:.3f}; held-out error {errors}; {progress.seconds:.0f} s")
+
+
+def _literal(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input ends with a sentence and exit status 1 instead of a traceback."""
+    commands = Flow | Train | Reproduce | Report
+    try:
+        command: Callable[[], int] = tyro.cli(
+            commands, prog="deqflow", description="Deep equilibrium optical flow.", args=arguments
+        )
+        return command()
+    except (ValueError, TypeError, OSError) as error:
+        print(f"deqflow: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
