@@ -12,8 +12,9 @@ FixedPointMap = Callable[[Tensor], Tensor]
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root mean square of each sample: (B, ...) -> (B,). Independent of the size of the state."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1) / max(1, x[0].numel()) ** 0.5
+    """Root mean square of each sample: (B, ...) -> (B,), float32 or better. Independent of the size of the state."""
+    dtype = torch.promote_types(x.dtype, torch.float32)  # a sum of squares soon leaves the range of float16
+    return torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=dtype) / max(1, x[0].numel()) ** 0.5
 
 
 class SolverError(RuntimeError):
@@ -72,7 +73,14 @@ class Iterate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``on_eval`` is told after each evaluation: its number (from 1) and what was seen there."""
+    """What ``on_eval`` is told after each evaluation.
+
+    Attributes:
+        number: of the evaluation, from 1.
+        z, fz: where f was evaluated and what it returned, (B, ...) each.
+        residual: norm(f(z) - z), (B,).
+        active: which samples go on after it, (B,) booleans; the others are frozen.
+    """
 
     number: int
     z: Tensor
@@ -186,8 +194,11 @@ class Record:
 
     def add(self, z: Tensor, fz: Tensor) -> Evaluation:
         """Take in one evaluation of all samples; frozen samples are left as they are."""
-        if fz.shape != z.shape:
-            raise ValueError(f"f must return the shape it was given: expected {tuple(z.shape)}, got {tuple(fz.shape)}.")
+        if fz.shape != z.shape or fz.dtype != z.dtype:
+            raise ValueError(
+                f"f must return the shape and dtype it was given: expected {tuple(z.shape)} {z.dtype}, "
+                f"got {tuple(fz.shape)} {fz.dtype}."
+            )
         with torch.no_grad():
             residual = self.stop.norm(fz - z).float()
             finite = torch.isfinite(fz).flatten(1).all(1) & torch.isfinite(residual)
@@ -196,7 +207,8 @@ class Record:
                 tolerance = tolerance + self.stop.rtol * self.stop.norm(fz).float()
             done = self.active & finite & (residual <= tolerance)
             failed = self.active & ~finite
-            better = residual < self.reported.residual if self.reports_best else finite
+            # With rtol the tolerance moves: what has met it is reported even if a smaller residual was seen before.
+            better = done | (residual < self.reported.residual) if self.reports_best else finite
             report = self.active & finite & better
         self._report(z, fz, residual, report)
         self.trace.append(torch.where(self.active, residual, torch.nan))
@@ -249,13 +261,13 @@ def solve(
         on_eval: called after each evaluation with an :class:`Evaluation`.
 
     Raises:
-        ValueError: the start, the kept numbers or the shape of f(z) are not as described.
+        ValueError: the start, the kept numbers, or the shape or dtype of f(z) are not as described.
     """
     keep = tuple(keep)
     if z0.dim() < 2 or len(z0) == 0 or not z0.is_floating_point():
         shape = tuple(z0.shape)
         raise ValueError(f"solve expects a floating-point start of shape (B, N, ...), got {z0.dtype} {shape}.")
-    if any(not 1 <= k <= stop.max_evals for k in keep):
+    if any(k not in range(1, stop.max_evals + 1) for k in keep):
         raise ValueError(f"keep expects evaluation numbers from 1 to max_evals={stop.max_evals}, got {keep}.")
     if isinstance(rule, OutsideSolver):
         return rule.solve(f, z0, stop, keep, on_eval)

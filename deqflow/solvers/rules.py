@@ -67,8 +67,10 @@ class Anderson:
             return (flat + self.mixing * g).to(z.dtype).view_as(z), (flat, g)
         differences = (*memory[2:], flat - memory[0], g - memory[1])[-2 * self.history :]
         dz, dg = torch.stack(differences[::2], 1), torch.stack(differences[1::2], 1)  # (B, m, N)
-        gamma = _ridge_solve(dg @ dg.mT, (dg @ g[..., None])[..., 0], self.ridge)
-        correction = (gamma[:, None] @ (dz + self.mixing * dg))[:, 0]
+        # Sums, not batched matmuls: the latter round differently with the size of the batch.
+        gram = torch.stack([(dg * dg[:, i : i + 1]).sum(-1) for i in range(dg.shape[1])], 1)  # (B, m, m)
+        gamma = _ridge_solve(gram, (dg * g[:, None]).sum(-1), self.ridge)
+        correction = (gamma[..., None] * (dz + self.mixing * dg)).sum(1)
         proposal = flat + self.mixing * g - correction
         return proposal.to(z.dtype).view_as(z), (flat, g, *differences)
 
