@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from deqflow.solvers import FixedPointMap, OutsideSolver, Picard, Rule, SolverResult, Stop, solve
 
@@ -112,6 +113,7 @@ class _ImplicitGradient(torch.autograd.Function):
         return fz.clone()
 
     @staticmethod
+    @once_differentiable  # the solve leaves no graph: without this a second derivative would be wrong, silently
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (v,) = grad_outputs
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,8 +77,15 @@ class ScipySolver:
 
         start = z0[row].double().flatten().cpu().numpy()
         # SciPy's own tolerance is set out of reach: the one stopping rule is ours.
-        with torch.no_grad(), contextlib.suppress(_EnoughError):
-            root(g, start, method=self.method, options={"fatol": 1e-300, "maxiter": stop.max_evals})
+        options: dict[str, Any] = {"fatol": 1e-300, "maxiter": stop.max_evals}
+        if self.method == "krylov":  # its step of differences, made for float64, is lost in a float32 state
+            options["jac_options"] = {"rdiff": torch.finfo(z0.dtype).eps ** 0.5}
+        try:
+            with torch.no_grad(), contextlib.suppress(_EnoughError):
+                root(g, start, method=self.method, options=options)
+        except ValueError as error:  # SciPy gives up where f(z) - z does not change with z: report the best so far
+            if "Jacobian inversion yielded zero vector" not in str(error):
+                raise
         return record.result()
 
 
