@@ -300,15 +300,14 @@ class FlowEstimator(nn.Module):
         return FlowState(z[:, :-2], z[:, -2:])
 
     def _pack_start(self, start: FlowState, z0: Tensor) -> Tensor:
-        z = torch.cat([start.hidden, start.flow], 1) if start.hidden.dim() == start.flow.dim() == 4 else start.hidden
-        if z.shape != z0.shape:
-            batch, channels, height, width = z0.shape
+        expected = self._unpack(z0)
+        if start.hidden.shape != expected.hidden.shape or start.flow.shape != expected.flow.shape:
             raise ValueError(
-                f"start expects hidden {(batch, channels - 2, height, width)} and flow {(batch, 2, height, width)} "
+                f"start expects hidden {tuple(expected.hidden.shape)} and flow {tuple(expected.flow.shape)} "
                 f"for these images, got {tuple(start.hidden.shape)} and {tuple(start.flow.shape)}: "
                 "use the state of an output for images of the same size."
             )
-        return z.to(z0)
+        return torch.cat([start.hidden, start.flow], 1).to(z0)
 
 
 def check_images(image1: Tensor, image2: Tensor) -> None:
@@ -345,7 +344,7 @@ def check_images(image1: Tensor, image2: Tensor) -> None:
     if 0 < highest <= 1:
         warnings.warn(
             f"Images are expected in 0..255, but the largest value is {highest:.3g}: multiply by 255 if they are 0..1.",
-            stacklevel=3,
+            stacklevel=5,  # past forward and two frames of nn.Module, to the line that calls the estimator
         )
 
 
@@ -380,7 +379,7 @@ def build(
             if recurrent, if not given.
 
     Raises:
-        ValueError: the size is not known.
+        ValueError: the size is not known, or a number is less than 1 (a tolerance: less than 0).
     """
     if size not in SIZES:
         raise ValueError(f"Unknown size {size!r}: expected one of {', '.join(SIZES)}.")
@@ -389,14 +388,16 @@ def build(
         recurrent=recurrent,
         weight_norm=not recurrent if weight_norm is None else weight_norm,
         all_gradients=all_gradients,
-        max_evals=max_evals or (12 if recurrent else 40),
+        max_evals=(12 if recurrent else 40) if max_evals is None else max_evals,
         atol=(0.0 if recurrent else 0.02) if atol is None else atol,
     )
     equilibrium = Equilibrium(
         rule=rule or Picard(),
-        stop=Stop(max_evals=train_evals or (12 if recurrent else 24), atol=0.0, norm=flow_residual),
+        stop=Stop(
+            max_evals=(12 if recurrent else 24) if train_evals is None else train_evals, atol=0.0, norm=flow_residual
+        ),
         gradient=gradient or (Unrolled() if recurrent else Phantom(steps=1)),
-        corrections=corrections or (None if recurrent else 1),
+        corrections=(None if recurrent else 1) if corrections is None else corrections,
         eval_stop=Stop(max_evals=config.max_evals, atol=config.atol, norm=flow_residual),
     )
     return build_from_config(config, equilibrium)
