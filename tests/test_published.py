@@ -1,0 +1,250 @@
+import contextlib
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference.weights_from_names import published_state_dict
+from safetensors.torch import save_file
+
+import deqflow
+from deqflow.datasets import motorcycle
+from deqflow.metrics import mean_endpoint_error
+from deqflow.published import from_published, read_tensors, translate
+from deqflow.solvers import Picard, Stop
+
+REFERENCE = Path(__file__).parent / "reference"
+PROGRAMS = {"raft_basic": ("base", True), "raft_small": ("small", True), "deqflow2_base": ("base", False)}
+PREFIXES = pytest.mark.parametrize("prefix", ["module.", ""])
+
+
+def state_dict(program, prefix="module."):
+    return published_state_dict(REFERENCE / f"{program}.keys.json", prefix=prefix)
+
+
+def run(estimator, image1, image2, evals):
+    with torch.no_grad():
+        return estimator(image1, image2, rule=Picard(), stop=Stop(max_evals=evals, atol=0.0))
+
+
+@PREFIXES
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_published_program_gives_the_same_flow(tmp_path, program, prefix):
+    torch.save(state_dict(program, prefix), tmp_path / "published.pth")
+    estimator = deqflow.load_published(tmp_path / "published.pth")
+    assert (estimator.config.size, estimator.config.recurrent) == PROGRAMS[program]
+    assert not estimator.training
+    with np.load(REFERENCE / f"{program}.npz") as file:
+        expected = {name: torch.from_numpy(file[name]) for name in file.files}
+    frames = [expected[name].permute(2, 0, 1)[None].float() for name in ("frame1", "frame2")]
+    for evals in (1, 4, 12):
+        output = run(estimator, *frames, evals)
+        torch.testing.assert_close(output.state.flow[0], expected[f"low_{evals}"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(output.flow[0], expected["up_12"], rtol=0, atol=1e-3)
+
+
+def test_a_safetensors_file_is_as_good(tmp_path):
+    tensors = state_dict("raft_small")
+    save_file(tensors, tmp_path / "published.safetensors")
+    estimator, expected = deqflow.load_published(tmp_path / "published.safetensors"), from_published(tensors)
+    assert estimator.config == expected.config
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(estimator.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_published_tensor_lands_somewhere(program):
+    tensors = state_dict(program)
+    ours = translate(tensors)
+    listed_twice = [name for name in tensors if ".norm3." in name and name.startswith(("module.fnet", "module.cnet"))]
+    if program != "raft_small":
+        assert all(name.replace("norm3", "downsample.1") in tensors for name in listed_twice)
+    landed = sum(tensor.numel() for tensor in ours.values())
+    dropped = sum(tensors[name].numel() for name in listed_twice)
+    assert landed + dropped == sum(tensor.numel() for tensor in tensors.values())
+    assert from_published(tensors).state_dict().keys() == ours.keys()
+
+
+def test_the_gates_are_joined_as_update_reset_candidate():
+    tensors = state_dict("raft_small", "")
+    joined = translate(tensors)["update.units.0.gates.weight"]
+    parts = [tensors[f"update_block.gru.conv{gate}.weight"] for gate in "zrq"]
+    assert torch.equal(joined, torch.cat(parts))
+
+
+class Writes:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "code was run")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ""])
+@pytest.mark.parametrize("zipped", [True, False, None])
+def test_pickled_code_is_refused_and_not_run(tmp_path, zipped, suffix):
+    trace, path = tmp_path / "trace", tmp_path / f"hostile{suffix}"
+    content = state_dict("raft_small") | {"module.extra": Writes(trace)}
+    if zipped is None:
+        path.write_bytes(pickle.dumps(Writes(trace)))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(deqflow.CheckpointError, match="damaged, or holds code instead of plain tensors"):
+        deqflow.load_published(path)
+    assert not trace.exists()
+    if zipped is None:  # that the file would do harm
+        pickle.loads(path.read_bytes())
+        assert trace.read_text() == "code was run"
+
+
+def as_bytes(folder, kind):
+    tensors = {"a.weight": torch.ones(3), "a.bias": torch.zeros(2, 2)}
+    path = folder / "whole"
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, kind):
+    whole = as_bytes(tmp_path, kind)
+    path = tmp_path / ("cut.safetensors" if kind == "safetensors" else "cut.pth")
+    for length in [*range(0, len(whole), 29), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(deqflow.CheckpointError, match="can't be read as a checkpoint"):
+            read_tensors(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_file_is_read_or_refused_in_our_own_words(tmp_path, kind, data):
+    damaged = bytearray(as_bytes(tmp_path, kind))
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / ("damaged.safetensors" if kind == "safetensors" else "damaged.pth")
+    path.write_bytes(damaged)
+    with contextlib.suppress(deqflow.CheckpointError):
+        tensors = read_tensors(path)
+        assert all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"(l", b"\x80\x02.", b"K", b"J", b"\x80\x02h\x01.", b"\x8c\x02\xff\xff."])
+def test_bytes_that_stumble_the_unpickler_are_refused(tmp_path, content):
+    path = tmp_path / "stump.pth"
+    path.write_bytes(content)
+    with pytest.raises(deqflow.CheckpointError, match="can't be read as a checkpoint"):
+        deqflow.load_published(path)
+
+
+@pytest.mark.parametrize("name", ["notes.pth", "notes.safetensors"])
+def test_a_text_file_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("These are not the weights you are looking for.\n")
+    with pytest.raises(deqflow.CheckpointError, match=f"{name} can't be read as a checkpoint"):
+        deqflow.load_published(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ([torch.zeros(2)], "list"),
+        (torch.zeros(2), "Tensor"),
+        ({"state_dict": {"a": torch.zeros(2)}, "epoch": 3}, "dict"),
+        ({0: torch.zeros(2)}, "dict"),
+    ],
+)
+def test_anything_but_a_dictionary_of_tensors_by_name_is_refused(tmp_path, content, kind):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(deqflow.CheckpointError, match=f"expects a dictionary of tensors by name, got {kind}"):
+        deqflow.load_published(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "."])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint at .*: expected a \.pth or \.safetensors file"):
+        deqflow.load_published(tmp_path / name)
+
+
+def test_tensors_that_fit_no_model_name_the_nearest_and_what_differs(tmp_path):
+    path = tmp_path / "gma.pth"
+    torch.save(state_dict("gma_base"), path)
+    with pytest.raises(deqflow.CheckpointError) as caught:
+        deqflow.load_published(path)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{path} fits no model that is known. The nearest is recurrent base, from which 8 tensors"
+    )
+    assert "att.to_qk.weight" in message
+    assert "update.aggregator.gamma" in message
+
+
+def test_one_tensor_too_many_too_few_or_of_another_shape_is_enough():
+    tensors = state_dict("raft_small")
+    name = "module.update_block.flow_head.conv2.bias"
+    other_shape = tensors | {name: torch.zeros(3)}
+    for spoilt, told in (
+        (tensors | {"module.unheard_of.weight": torch.zeros(1)}, r"unheard_of\.weight"),
+        ({k: v for k, v in tensors.items() if k != name}, r"update\.head\.conv2\.bias"),
+        (other_shape, r"update\.head\.conv2\.bias"),
+    ):
+        with pytest.raises(
+            deqflow.CheckpointError, match=rf"nearest is recurrent small, from which 1 tensors .* {told}"
+        ):
+            from_published(spoilt)
+
+
+def test_gates_that_do_not_go_together_are_refused():
+    tensors = state_dict("raft_small")
+    tensors["module.update_block.gru.convr.weight"] = torch.zeros(96, 3, 3, 3)
+    with pytest.raises(deqflow.CheckpointError, match="the state dict has gates of different shapes"):
+        from_published(tensors)
+
+
+def test_our_list_of_names_is_that_of_the_reference():
+    shapes = json.loads((REFERENCE / "raft_small.keys.json").read_text())
+    assert {name: list(tensor.shape) for name, tensor in state_dict("raft_small", "").items()} == shapes
+
+
+@pytest.fixture(scope="module")
+def raft_small(shared_data):
+    return deqflow.load_published(shared_data / "published" / "raft-small.pth")
+
+
+def error_after_12(estimator, image1, image2, flow, valid):
+    output = run(estimator, image1, image2, 12)
+    return mean_endpoint_error(output.flow, flow[None], valid[None]).item()
+
+
+@pytest.mark.parametrize(
+    ("scene", "expected"), [("RubberWhale", 0.320), ("Dimetrodon", 0.253), ("Venus", 0.381), ("Grove2", 0.355)]
+)
+def test_the_published_weights_reach_their_error_on_middlebury(shared_data, raft_small, scene, expected):
+    frames = [shared_data / "middlebury" / "other-data" / scene / f"frame{n}.png" for n in (10, 11)]
+    truth = deqflow.read_flow(shared_data / "middlebury" / "other-gt-flow" / scene / "flow10.flo")
+    error = error_after_12(raft_small, *(deqflow.read_image(frame) for frame in frames), *truth)
+    assert abs(error - expected) < 0.005
+
+
+def test_the_published_weights_reach_their_error_on_flyingchairs(shared_data, raft_small):
+    errors = []
+    for number in range(9):
+        start = shared_data / "flyingchairs" / f"{number:07d}"
+        images = [deqflow.read_image(f"{start}-img{i}.ppm") for i in (0, 1)]
+        errors.append(error_after_12(raft_small, *images, *deqflow.read_flow(f"{start}-gt.flo")))
+    assert abs(sum(errors) / 9 - 1.51) < 0.005
+
+
+def test_the_published_weights_reach_their_error_on_the_motorcycle(raft_small):
+    sample = motorcycle()
+    error = error_after_12(raft_small, sample.image1[None], sample.image2[None], sample.flow, sample.valid)
+    assert abs(error - 1.87) < 0.005
