@@ -49,29 +49,28 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
     return path
 
 
-def read_metadata(path: str | Path) -> tuple[EstimatorConfig, dict[str, Any]]:
-    """Return the configuration and the recipe stored in one of our checkpoints.
+def read_metadata(name_or_path: str | Path) -> tuple[EstimatorConfig, dict[str, Any]]:
+    """Return the configuration and the recipe stored in a shipped model, by name, or in one of our checkpoints.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged or none of ours.
     """
-    path = Path(path)
+    path = _locate(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}: expected a .safetensors file written by deqflow.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path} is a safetensors file, but none of deqflow's: "
-                "use deqflow.load_published for published weights."
-            )
-        return EstimatorConfig(**json.loads(metadata["config"])), json.loads(metadata["recipe"])
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        if metadata.get("format") == FORMAT:
+            return EstimatorConfig(**json.loads(metadata["config"])), json.loads(metadata["recipe"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({error}): download or save it again."
         ) from error
+    raise CheckpointError(
+        f"{path} is a safetensors file, but none of deqflow's: use deqflow.load_published for published weights."
+    )
 
 
 def load(name_or_path: str | Path) -> FlowEstimator:
@@ -81,19 +80,23 @@ def load(name_or_path: str | Path) -> FlowEstimator:
         FileNotFoundError: neither a known name nor a file.
         CheckpointError: the file is damaged, none of ours, or does not fit its own configuration.
     """
-    path = Path(name_or_path)
-    if str(name_or_path) in SHIPPED:
-        path = Path(str(resources.files("deqflow") / "weights" / f"{name_or_path}.safetensors"))
-    elif not path.is_file():
+    path = _locate(name_or_path)
+    if not path.is_file():
         raise FileNotFoundError(
             f"No model {str(name_or_path)!r}: expected one of {', '.join(SHIPPED)}, or the path of a checkpoint."
         )
     config, _ = read_metadata(path)
-    if config.size not in SIZES:
+    if config.size not in tuple(SIZES):  # a damaged file's size may be of any type
         raise CheckpointError(f"{path} was made for an unknown size {config.size!r}: update deqflow.")
-    estimator = build(**dataclasses.asdict(config))
     try:
+        estimator = build(**dataclasses.asdict(config))
         estimator.load_state_dict(load_file(path), strict=True)
-    except RuntimeError as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
     return estimator.eval()
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    if str(name_or_path) in SHIPPED:
+        return Path(str(resources.files("deqflow") / "weights" / f"{name_or_path}.safetensors"))
+    return Path(name_or_path)

@@ -31,7 +31,7 @@ def write_image(path: str | Path, image: np.ndarray) -> Path:
     Raises:
         ValueError: not such an array, or OpenCV has no such format.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"write_image expects (H, W, 3) uint8, got {image.dtype} {image.shape}.")
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     path = Path(path)
@@ -62,12 +62,12 @@ def write_flow(path: str | Path, flow: Tensor) -> Path:
     """Write a flow field, (2, H, W) in pixels, as Middlebury's ``.flo``.
 
     Raises:
-        ValueError: another shape or suffix.
+        ValueError: another shape, no pixels, or another suffix.
     """
     path = Path(path)
     if path.suffix != ".flo":
         raise ValueError(f"write_flow expects a path that ends in .flo, got {path}.")
-    if flow.dim() != 3 or flow.shape[0] != 2:
+    if flow.dim() != 3 or flow.shape[0] != 2 or flow.numel() == 0:
         raise ValueError(f"write_flow expects a flow of shape (2, H, W), got {tuple(flow.shape)}.")
     pixels = np.ascontiguousarray(flow.detach().float().cpu().permute(1, 2, 0).numpy())
     return _write(path, lambda part: cv2.writeOpticalFlow(part, pixels))
@@ -111,7 +111,10 @@ def _decode(path: str | Path, flags: int, expected: str) -> np.ndarray:
     _require(path)
     # Reading the bytes ourselves makes any path work, whatever letters are in it.
     data = np.fromfile(path, np.uint8)
-    pixels = cv2.imdecode(data, flags) if len(data) else None
+    try:
+        pixels = cv2.imdecode(data, flags) if len(data) else None
+    except cv2.error:  # a header that asks for more pixels than OpenCV is willing to read
+        pixels = None
     if pixels is None:
         raise ValueError(f"{path} can't be read: expected {expected}, and the file is damaged or something else.")
     return pixels
