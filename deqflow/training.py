@@ -71,6 +71,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"TrainConfig expects at least 1 step and 1 pair, got {self.steps} and {self.batch}.")
+        if self.validate_every < 1 or self.validation_pairs < 1:
+            raise ValueError(
+                f"TrainConfig expects validate_every and validation_pairs of at least 1, got {self.validate_every} "
+                f"and {self.validation_pairs}."
+            )
+        if self.seed < 0 or self.seed == HELD_OUT_SEED:
+            raise ValueError(
+                f"TrainConfig expects a seed of 0 or more other than {HELD_OUT_SEED}, which makes the held-out pairs, "
+                f"got {self.seed}."
+            )
         if not self.corrections <= self.evals[0] <= self.evals[1]:
             raise ValueError(
                 f"TrainConfig expects evals as (least, greatest), the least no smaller than corrections="
@@ -89,7 +99,11 @@ class Progress:
 
 
 def make_estimator(config: TrainConfig) -> FlowEstimator:
-    """Build the model of a run, with random weights or those of ``start_from``."""
+    """Build the model of a run, with random weights or those of ``start_from``.
+
+    Raises:
+        ValueError: ``start_from`` is of another architecture.
+    """
     torch.manual_seed(config.seed)
     estimator = build(
         config.size,
@@ -99,7 +113,13 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
         train_evals=config.evals[1],
     )
     if config.start_from:
-        estimator.load_state_dict(checkpoints.load(config.start_from).state_dict())
+        start = checkpoints.load(config.start_from)
+        try:
+            estimator.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"start_from expects a checkpoint of size {config.size!r}, got {config.start_from} with {start.config}."
+            ) from error
     return estimator.train()
 
 
@@ -148,7 +168,7 @@ class Trainer:
         """Take one optimiser step on a batch and return its loss, a weighted mean of absolute errors in px.
 
         Raises:
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss or its gradient is not finite.
         """
         config = self.config
         image1, image2, flow, valid, _ = (tensor.to(self.device) for tensor in batch)
@@ -157,13 +177,11 @@ class Trainer:
         with self._autocast():
             output = self.estimator(image1, image2, stop=stop)
         loss = correction_loss(output.flows, flow, valid, gamma=config.gamma)
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(
-                f"The loss of step {self.step} (seed {config.seed}) is not finite: lower lr, or set bfloat16=False."
-            )
+        self._require_finite(loss, "loss")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.estimator.parameters(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.estimator.parameters(), config.clip)
+        self._require_finite(norm, "gradient")
         self.optimizer.step()
         self.schedule.step()
         return float(loss.detach())
@@ -187,6 +205,11 @@ class Trainer:
             "before": before,
         }
 
+    def _require_finite(self, value: Tensor, name: str) -> None:
+        if not bool(torch.isfinite(value)):
+            place = f"step {self.step} (seed {self.config.seed})"
+            raise FloatingPointError(f"The {name} of {place} is not finite: lower lr, or set bfloat16=False.")
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bfloat16)
 
@@ -195,16 +218,23 @@ class Trainer:
         progress = Progress(self.step, float(np.mean(self.recent)), errors, self.seconds)
         row = {"step": self.step, "loss": round(progress.loss, 4), "seconds": round(self.seconds, 1)}
         row |= {f"epe_{k}": round(v, 4) for k, v in errors.items()}
-        path = self.folder / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        self._write_row(row)
         self._save()
         if on_progress is not None:
             on_progress(progress)
+
+    def _write_row(self, row: dict[str, float]) -> None:
+        path, unfinished = self.folder / "log.csv", self.folder / "log.csv.part"
+        rows = [row]
+        if path.exists():
+            # A run that was stopped before it could save last.pt comes to the same steps again.
+            with path.open(newline="") as file:
+                rows = [*(old for old in csv.DictReader(file) if int(old["step"]) < self.step), row]
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer.writeheader()
+            writer.writerows(rows)
+        unfinished.replace(path)
 
     def _save(self) -> None:
         state = {

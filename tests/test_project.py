@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # The order of the package: a module imports only from modules in lines above its own.
 LAYERS = [
-    {"solvers", "geometry", "files", "metrics", "losses", "colors", "provenance", "baselines", "notebook"},
+    {"solvers", "geometry", "metrics", "losses", "colors", "provenance", "baselines", "notebook"},
     {"equilibrium", "correlation", "encoders", "updates", "flow_files"},
     {"estimator", "datasets"},
     {"checkpoints", "synthetic"},
