@@ -12,8 +12,9 @@ from importlib.metadata import version
 
 from deqflow import solvers
 from deqflow.checkpoints import CheckpointError, load, save
-from deqflow.estimator import FlowEstimator, FlowOutput, FlowState, build
+from deqflow.estimator import FlowEstimator, FlowOutput, FlowState
 from deqflow.flow_files import read_flow, read_image, write_flow, write_image
+from deqflow.models import build
 from deqflow.published import load_published
 
 __version__ = version("deqflow")

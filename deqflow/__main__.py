@@ -1,4 +1,4 @@
-"""Command line: ``python -m deqflow flow | train | reproduce | report``."""
+"""Command line: ``python -m deqflow flow | train | reproduce | report | convert``."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ class Flow:
 
     def __call__(self) -> int:
         """Run the command."""
-        estimator = deqflow.load_published(self.model) if self.model.endswith(".pth") else deqflow.load(self.model)
+        estimator = _load(self.model)
         stop = estimator.equilibrium.eval_stop
         if self.max_evals is not None:
             stop = replace(stop, max_evals=self.max_evals)
@@ -127,6 +127,34 @@ class Report:
         return int(any(report.error for report in built))
 
 
+@dataclass(frozen=True)
+class Convert:
+    """Write a published checkpoint as one of deqflow's: safetensors, with its configuration inside.
+
+    Attributes:
+        source: the published file (.pth, .safetensors).
+        target: where to, ending in .safetensors.
+    """
+
+    source: tyro.conf.Positional[Path]
+    target: tyro.conf.Positional[Path]
+
+    def __call__(self) -> int:
+        """Run the command."""
+        if self.target.suffix != ".safetensors":
+            raise ValueError(f"convert expects a target that ends in .safetensors, got {self.target}.")
+        estimator = deqflow.load_published(self.source)
+        deqflow.save(estimator, self.target, recipe={"origin": estimator.origin, "file": self.source.name})
+        count = sum(parameter.numel() for parameter in estimator.parameters())
+        print(f"Found {estimator.origin}, {count / 1e6:.2f} M parameters.")
+        print(f"Wrote {self.target}: use it with deqflow.load(path).")
+        return 0
+
+
+def _load(model: str) -> deqflow.FlowEstimator:
+    return deqflow.load_published(model) if model.endswith(".pth") else deqflow.load(model)
+
+
 def _line(text: str) -> None:
     print(text, flush=True)
 
@@ -145,7 +173,7 @@ def _literal(text: str) -> object:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends with a sentence and exit status 1 instead of a traceback."""
-    commands = Flow | Train | Reproduce | Report
+    commands = Flow | Train | Reproduce | Report | Convert
     try:
         command: Callable[[], int] = tyro.cli(
             commands, prog="deqflow", description="Deep equilibrium optical flow.", args=arguments

@@ -9,7 +9,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from deqflow.estimator import SIZES, EstimatorConfig, FlowEstimator, build
+from deqflow.estimator import FlowEstimator
+from deqflow.models import build
+from deqflow.sizes import SIZES, EstimatorConfig
 
 SHIPPED = ("deqflow-small",)
 FORMAT = "deqflow-1"

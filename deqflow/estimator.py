@@ -8,94 +8,19 @@ differ in the gradient mode, in where the hidden state starts, and in what super
 import dataclasses
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from deqflow.correlation import CorrelationPyramid
-from deqflow.encoders import Encoder
-from deqflow.equilibrium import Equilibrium, GradientMode, Phantom, Unrolled
+from deqflow.equilibrium import Equilibrium
 from deqflow.geometry import Padding, upsample_bilinear, upsample_convex
-from deqflow.solvers import FixedPointMap, Picard, Rule, SolverResult, Stop, rms
-from deqflow.updates import RaftUpdate, UpdateOperator
+from deqflow.sizes import EstimatorConfig
+from deqflow.solvers import FixedPointMap, Rule, SolverResult, Stop, rms
+from deqflow.updates import UpdateOperator
 
 STRIDE = 8
 SMALLEST_SIDE = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Widths of a model, in channels (published tables; RAFT's radius and levels)."""
-
-    hidden: int = 128
-    context: int = 128
-    features: int = 256
-    motion: int = 128
-    correlation: tuple[int, ...] = (256, 192)
-    flow: tuple[int, int] = (128, 64)
-    flow_head: int = 256
-    mask_head: int = 256
-    encoder: tuple[int, int, int, int] = (64, 64, 96, 128)
-    depths: tuple[int, int, int] = (2, 2, 2)
-    block: Literal["residual", "bottleneck"] = "residual"
-    context_norm: Literal["batch", "none", "shared"] = "batch"
-    radius: int = 4
-    levels: int = 4
-    update: Literal["raft", "raft-small"] = "raft"
-    upsampling: Literal["convex", "bilinear"] = "convex"
-
-
-def _scaled(width: int, motion: int, correlation: tuple[int, int], flow: tuple[int, int], features: int = 256) -> Size:
-    return Size(
-        hidden=width,
-        context=width,
-        motion=motion,
-        correlation=correlation,
-        flow=flow,
-        flow_head=2 * motion,
-        features=features,
-    )
-
-
-SIZES: dict[str, Size] = {
-    "tiny": _scaled(32, 32, (64, 48), (32, 16), features=64),
-    "base": Size(),
-    "large": _scaled(192, 192, (384, 288), (192, 96)),
-    "huge": _scaled(256, 256, (512, 384), (256, 128)),
-    "gigantic": _scaled(384, 320, (640, 480), (320, 160)),
-    "small": Size(
-        hidden=96,
-        context=64,
-        features=128,
-        motion=82,
-        correlation=(96,),
-        flow=(64, 32),
-        flow_head=128,
-        encoder=(32, 32, 64, 96),
-        block="bottleneck",
-        context_norm="none",
-        radius=3,
-        update="raft-small",
-        upsampling="bilinear",
-    ),
-    # Ours, for a laptop: one encoder whose output is split into features and context, convex upsampling.
-    "mini": Size(
-        hidden=64,
-        context=64,
-        features=96,
-        motion=64,
-        correlation=(64,),
-        flow=(32, 32),
-        flow_head=64,
-        mask_head=128,
-        encoder=(32, 32, 64, 96),
-        depths=(1, 2, 2),
-        context_norm="shared",
-        radius=3,
-        update="raft-small",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -154,26 +79,6 @@ class BilinearUpsampler(nn.Module):
         return upsample_bilinear(state.flow, STRIDE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EstimatorConfig:
-    """What :func:`build` needs to make the same architecture again; stored in checkpoints.
-
-    Attributes:
-        size: a key of ``SIZES``.
-        recurrent: hidden state starts at tanh of the context encoder's output (RAFT) instead of zero.
-        weight_norm: on every convolution of the update operator.
-        all_gradients: the flow is not detached inside the update.
-        max_evals, atol: stopping rule in evaluation, ``atol`` in full-size pixels.
-    """
-
-    size: str = "base"
-    recurrent: bool = False
-    weight_norm: bool = True
-    all_gradients: bool = False
-    max_evals: int = 40
-    atol: float = 0.02
-
-
 class FlowEstimator(nn.Module):
     """Optical flow as the fixed point of an update operator.
 
@@ -186,8 +91,12 @@ class FlowEstimator(nn.Module):
         equilibrium: the implicit layer that solves and differentiates.
         context_channels: how many channels of the encoder's output are context.
         levels, radius: of the correlation lookup.
-        recurrent, all_gradients: as in :class:`EstimatorConfig`.
+        recurrent, all_gradients, dropout: as in :class:`deqflow.sizes.EstimatorConfig`.
         config: stored in checkpoints; None for a model put together by hand.
+        origin: where published weights come from, in words.
+
+    Raises:
+        ValueError: dropout is not in [0, 1).
     """
 
     def __init__(
@@ -203,13 +112,18 @@ class FlowEstimator(nn.Module):
         radius: int = 4,
         recurrent: bool = False,
         all_gradients: bool = False,
+        dropout: float = 0.0,
         config: EstimatorConfig | None = None,
+        origin: str = "",
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"FlowEstimator expects a dropout of at least 0 and less than 1, got {dropout!r}.")
         self.feature_encoder, self.context_encoder = feature_encoder, context_encoder
         self.update, self.upsampler, self.equilibrium = update, upsampler, equilibrium
         self.context_channels, self.levels, self.radius = context_channels, levels, radius
-        self.recurrent, self.all_gradients, self.config = recurrent, all_gradients, config
+        self.recurrent, self.all_gradients, self.dropout = recurrent, all_gradients, dropout
+        self.config, self.origin = config, origin
 
     def forward(
         self,
@@ -219,6 +133,7 @@ class FlowEstimator(nn.Module):
         start: FlowState | None = None,
         rule: Rule | None = None,
         stop: Stop | None = None,
+        generator: torch.Generator | None = None,
     ) -> FlowOutput:
         """Estimate the flow from ``image1`` to ``image2``.
 
@@ -228,6 +143,7 @@ class FlowEstimator(nn.Module):
             rule: solver for this call; the model's own if not given.
             stop: budget and tolerance for this call; a tolerance is in full-size pixels unless the ``stop``
                 brings a norm of its own.
+            generator: of dropout's masks in training, on the CPU; torch's own if not given.
 
         Raises:
             TypeError: an image is no floating-point tensor.
@@ -236,23 +152,35 @@ class FlowEstimator(nn.Module):
         check_images(image1, image2)
         height, width = image1.shape[-2:]
         padding = Padding(height, width, STRIDE)
-        f, z0 = self.fixed_point_map(padding.pad(image1), padding.pad(image2))
+        f, z0 = self.fixed_point_map(padding.pad(image1), padding.pad(image2), generator=generator)
         if start is not None:
             z0 = self._pack_start(start, z0)
+        output = self.solve_map(f, z0, rule=rule, stop=stop)
+        flows = tuple(padding.crop(flow) for flow in output.flows)
+        return dataclasses.replace(output, flow=flows[-1], flows=flows)
+
+    def solve_map(
+        self, f: FixedPointMap, z0: Tensor, *, rule: Rule | None = None, stop: Stop | None = None
+    ) -> FlowOutput:
+        """Solve a map of :meth:`fixed_point_map` from a packed state; the flow has the size of its padded images."""
         if stop is not None and stop.norm is rms:
             stop = dataclasses.replace(stop, norm=flow_residual)
         states, result = self.equilibrium(f, z0, rule=rule, stop=stop)
-        flows = tuple(padding.crop(self.upsampler(self._unpack(state))) for state in states)
+        flows = tuple(self.upsampler(self._unpack(state)) for state in states)
         return FlowOutput(flows[-1], flows, self._unpack(states[-1]), result)
 
-    def fixed_point_map(self, image1: Tensor, image2: Tensor) -> tuple[FixedPointMap, Tensor]:
+    def fixed_point_map(
+        self, image1: Tensor, image2: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[FixedPointMap, Tensor]:
         """Return the map f of a pair and the model's own start z0, both on packed states.
 
         The images are as in :meth:`forward`, with sides that divide by 8. f is a pure function: it may be
-        called as often and from wherever one likes.
+        called as often and from wherever one likes. Dropout's masks are drawn here, once.
         """
         pyramid, hidden, context = self.encode(image1, image2)
-        prepared = self.update.prepare(context)
+        lookup_mask = self._dropout_mask(hidden, self.levels * (2 * self.radius + 1) ** 2, generator)
+        context_mask = self._dropout_mask(hidden, self.context_channels, generator)
+        prepared = self.update.prepare(context if context_mask is None else context * context_mask)
         device = hidden.device.type
 
         def f(z: Tensor) -> Tensor:
@@ -265,7 +193,10 @@ class FlowEstimator(nn.Module):
                 enabled=torch.is_autocast_enabled(device),
                 cache_enabled=False,
             ):
-                new_hidden, increment = self.update(state.hidden, flow, pyramid.lookup(flow), prepared)
+                correlation = pyramid.lookup(flow)
+                if lookup_mask is not None:
+                    correlation = correlation * lookup_mask
+                new_hidden, increment = self.update(state.hidden, flow, correlation, prepared)
             return torch.cat([new_hidden.to(z.dtype), flow + increment.to(z.dtype)], 1)
 
         flow = hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:])
@@ -291,6 +222,13 @@ class FlowEstimator(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):  # half precision costs too much here
             pyramid = CorrelationPyramid(features1, features2, levels=self.levels, radius=self.radius)
         return pyramid, hidden, context.relu()
+
+    def _dropout_mask(self, like: Tensor, channels: int, generator: torch.Generator | None) -> Tensor | None:
+        """Variational dropout (Gal and Ghahramani 2016): which channels stay, scaled to keep the mean, (B, C, 1, 1)."""
+        if not self.training or self.dropout == 0:
+            return None
+        stays = torch.rand(len(like), channels, 1, 1, generator=generator) >= self.dropout
+        return stays.to(like) / (1 - self.dropout)
 
     @property
     def _encoded_context(self) -> int:
@@ -346,102 +284,3 @@ def check_images(image1: Tensor, image2: Tensor) -> None:
             f"Images are expected in 0..255, but the largest value is {highest:.3g}: multiply by 255 if they are 0..1.",
             stacklevel=5,  # past forward and two frames of nn.Module, to the line that calls the estimator
         )
-
-
-def build(
-    size: str = "base",
-    *,
-    recurrent: bool = False,
-    weight_norm: bool | None = None,
-    all_gradients: bool = False,
-    gradient: GradientMode | None = None,
-    corrections: int | None = None,
-    rule: Rule | None = None,
-    train_evals: int | None = None,
-    max_evals: int | None = None,
-    atol: float | None = None,
-) -> FlowEstimator:
-    """Build an estimator with random weights (use ``torch.manual_seed``), in training mode.
-
-    Args:
-        size: "tiny", "base", "large", "huge", "gigantic" (paper, table of sizes), "small" (RAFT-small's
-            widths and update operator) or "mini" (the shipped model's).
-        recurrent: build RAFT itself, the recurrent baseline: unrolled gradients, every update supervised,
-            hidden state started from the context.
-        weight_norm: on the update operator; on for equilibrium models, off for recurrent ones if not given.
-        all_gradients: do not detach the flow inside the update (paper section 4).
-        gradient: how to differentiate; one-step phantom, or unrolled if recurrent, if not given.
-        corrections: states supervised in training, evenly placed; 1, or all if recurrent, if not given.
-        rule: the solver; Picard if not given.
-        train_evals: evaluations in training, without early stop; 24, or 12 if recurrent, if not given.
-        max_evals: budget in evaluation; 40, or 12 if recurrent, if not given.
-        atol: tolerance in evaluation, RMS change of the flow in full-size pixels; 0.02, or 0 (no early stop)
-            if recurrent, if not given.
-
-    Raises:
-        ValueError: the size is not known, or a number is less than 1 (a tolerance: less than 0).
-    """
-    if size not in SIZES:
-        raise ValueError(f"Unknown size {size!r}: expected one of {', '.join(SIZES)}.")
-    config = EstimatorConfig(
-        size=size,
-        recurrent=recurrent,
-        weight_norm=not recurrent if weight_norm is None else weight_norm,
-        all_gradients=all_gradients,
-        max_evals=(12 if recurrent else 40) if max_evals is None else max_evals,
-        atol=(0.0 if recurrent else 0.02) if atol is None else atol,
-    )
-    equilibrium = Equilibrium(
-        rule=rule or Picard(),
-        stop=Stop(
-            max_evals=(12 if recurrent else 24) if train_evals is None else train_evals, atol=0.0, norm=flow_residual
-        ),
-        gradient=gradient or (Unrolled() if recurrent else Phantom(steps=1)),
-        corrections=(None if recurrent else 1) if corrections is None else corrections,
-        eval_stop=Stop(max_evals=config.max_evals, atol=config.atol, norm=flow_residual),
-    )
-    return build_from_config(config, equilibrium)
-
-
-def build_from_config(config: EstimatorConfig, equilibrium: Equilibrium) -> FlowEstimator:
-    """Build the architecture that a configuration names around an equilibrium layer."""
-    size = SIZES[config.size]
-    encoded_context = size.context + (size.hidden if config.recurrent else 0)
-    shared = size.context_norm == "shared"
-    feature_encoder = Encoder(
-        widths=size.encoder,
-        outputs=size.features + (encoded_context if shared else 0),
-        norm="instance",
-        block=size.block,
-        depths=size.depths,
-    )
-    context_encoder = None
-    if size.context_norm != "shared":
-        context_encoder = Encoder(
-            widths=size.encoder, outputs=encoded_context, norm=size.context_norm, block=size.block, depths=size.depths
-        )
-    update = RaftUpdate(
-        hidden=size.hidden,
-        context=size.context,
-        motion=size.motion,
-        correlation=size.levels * (2 * size.radius + 1) ** 2,
-        correlation_widths=size.correlation,
-        flow_widths=size.flow,
-        head=size.flow_head,
-        separable=size.update == "raft",
-        weight_norm=config.weight_norm,
-    )
-    convex = size.upsampling == "convex"
-    return FlowEstimator(
-        feature_encoder=feature_encoder,
-        context_encoder=context_encoder,
-        update=update,
-        upsampler=ConvexUpsampler(size.hidden, size.mask_head) if convex else BilinearUpsampler(),
-        equilibrium=equilibrium,
-        context_channels=size.context,
-        levels=size.levels,
-        radius=size.radius,
-        recurrent=config.recurrent,
-        all_gradients=config.all_gradients,
-        config=config,
-    )

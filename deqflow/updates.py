@@ -7,7 +7,7 @@ Nothing in a call may depend on when it is made: f must stay the same map throug
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -166,6 +166,7 @@ class RaftUpdate(nn.Module):
         head: width of the flow head.
         separable: a 1x5 unit and then a 5x1 one (RAFT); else one 3x3 unit (RAFT-small).
         weight_norm: parametrise each convolution by length and direction (paper appendix: stabilises the solve).
+        aggregated: further channels that a subclass appends to the motion features.
     """
 
     def __init__(
@@ -180,16 +181,16 @@ class RaftUpdate(nn.Module):
         head: int,
         separable: bool,
         weight_norm: bool,
+        aggregated: int = 0,
     ) -> None:
         super().__init__()
         self.hidden_channels = hidden
         self.motion = MotionEncoder(correlation, correlation_widths, flow_widths, motion)
         kernels = [(1, 5), (5, 1)] if separable else [(3, 3)]
-        self.units = nn.ModuleList([ConvGRU(hidden, context, motion, kernel) for kernel in kernels])
+        self.units = nn.ModuleList([ConvGRU(hidden, context, motion + aggregated, kernel) for kernel in kernels])
         self.head = FlowHead(hidden, head)
         if weight_norm:
-            for module in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:
-                parametrizations.weight_norm(module)
+            normalise_weights(self)
 
     def prepare(self, context: Tensor) -> Prepared:
         """Fix weights and the context's share for a solve; context is (B, C, h, w)."""
@@ -202,3 +203,66 @@ class RaftUpdate(nn.Module):
         for unit in prepared.units:
             hidden = unit(hidden, motion)
         return hidden, prepared.head(hidden)
+
+
+class GmaUpdate(RaftUpdate):
+    """RAFT's update with global motion aggregation (Jiang et al. 2021): pixels that look alike share their motion.
+
+    One head of attention on the context's content alone, computed once a solve. Takes what :class:`RaftUpdate`
+    takes; the gated recurrent units see [context, motion, aggregated motion].
+    """
+
+    def __init__(self, *, context: int, motion: int, weight_norm: bool, **widths: Any) -> None:
+        super().__init__(context=context, motion=motion, weight_norm=weight_norm, aggregated=motion, **widths)
+        self.attention = nn.Conv2d(context, 2 * context, 1, bias=False)  # queries and keys
+        self.aggregation = Aggregation(motion, context)
+        if weight_norm:
+            normalise_weights(self.aggregation)
+
+    def prepare(self, context: Tensor) -> Prepared:
+        """As :meth:`RaftUpdate.prepare`, and the attention of all pairs of pixels: memory grows with their square."""
+        prepared = super().prepare(context)
+        queries, keys = fixed(self.attention)(context).flatten(2).chunk(2, 1)  # (B, C, h w) each
+        attention = (queries.mT @ keys * queries.shape[1] ** -0.5).softmax(-1)  # (B, h w, h w)
+        aggregate = self.aggregation.prepare(attention)
+
+        def encode(correlation: Tensor, flow: Tensor) -> Tensor:
+            motion = prepared.encode(correlation, flow)
+            return torch.cat([motion, aggregate(motion)], 1)
+
+        return replace(prepared, encode=encode)
+
+
+class Aggregation(nn.Module):
+    """Motion plus a learned share of the motion that attention gathers (GMA, eq. 5).
+
+    Args:
+        motion: channels of the motion features.
+        width: of the attention's head; where it differs from ``motion``, a projection leads back.
+    """
+
+    def __init__(self, motion: int, width: int) -> None:
+        super().__init__()
+        self.values = nn.Conv2d(motion, width, 1, bias=False)
+        self.projection = nn.Conv2d(width, motion, 1, bias=False) if width != motion else None
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def prepare(self, attention: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the map (B, C, h, w) -> (B, C, h, w) for a solve; attention is (B, h w, h w)."""
+        values = fixed(self.values)
+        projection = fixed(self.projection) if self.projection is not None else None
+
+        def aggregate(motion: Tensor) -> Tensor:
+            valued = values(motion)
+            gathered = (valued.flatten(2) @ attention.to(valued.dtype).mT).view_as(valued)
+            if projection is not None:
+                gathered = projection(gathered)
+            return motion + self.gamma.to(motion.dtype) * gathered
+
+        return aggregate
+
+
+def normalise_weights(module: nn.Module) -> None:
+    """Parametrise each convolution of a module by length and direction."""
+    for conv in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
+        parametrizations.weight_norm(conv)

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 import deqflow
 from deqflow import checkpoints
 from deqflow.checkpoints import FORMAT, SHIPPED, CheckpointError, load, read_metadata, save
-from deqflow.estimator import EstimatorConfig, FlowEstimator, build
+from deqflow.estimator import FlowEstimator
+from deqflow.models import build
+from deqflow.sizes import EstimatorConfig
 
 
 @pytest.fixture(scope="module")

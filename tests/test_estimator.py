@@ -10,8 +10,9 @@ from torch import nn
 import deqflow
 from deqflow.encoders import Encoder
 from deqflow.equilibrium import Equilibrium, Implicit, Phantom, Unrolled
-from deqflow.estimator import SIZES, BilinearUpsampler, EstimatorConfig, FlowEstimator, flow_residual
+from deqflow.estimator import BilinearUpsampler, FlowEstimator, flow_residual
 from deqflow.geometry import Padding
+from deqflow.sizes import SIZES, EstimatorConfig
 from deqflow.solvers import Anderson, Broyden, Picard, Status, Stop, rms
 
 # Parameters of the published models; the checkpoints list one norm of the residual blocks twice, which counts once.

@@ -15,10 +15,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # The order of the package: a module imports only from modules in lines above its own.
 LAYERS = [
-    {"solvers", "geometry", "metrics", "losses", "colors", "provenance", "baselines", "notebook"},
+    {"solvers", "geometry", "metrics", "losses", "colors", "provenance", "baselines", "notebook", "sizes"},
     {"equilibrium", "correlation", "encoders", "updates", "flow_files"},
     {"estimator", "datasets"},
-    {"checkpoints", "synthetic"},
+    {"models", "synthetic"},
+    {"checkpoints"},
     {"published", "training"},
     {"recipes", "plots", "reports"},
     {"__init__", "__main__"},

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import deqflow.updates
-from deqflow.updates import RaftUpdate, fixed
+from deqflow.updates import GmaUpdate, RaftUpdate, fixed
 
 HIDDEN, CONTEXT, MOTION, CORRELATION = 6, 5, 8, 9
 KINDS = [(True, True), (True, False), (False, True), (False, False)]
@@ -203,3 +203,78 @@ def test_a_part_of_a_convolution_leaves_out_the_bias(generator):
     torch.testing.assert_close(fixed(module, outputs=slice(1, 3))(x), module(x)[:, 1:3])
     no_bias = nn.Conv2d(5, 4, (1, 5), padding=(0, 2), bias=False)
     torch.testing.assert_close(fixed(no_bias)(x), no_bias(x))
+
+
+def make_gma(weight_norm, context=CONTEXT):
+    torch.manual_seed(0)
+    update = GmaUpdate(
+        hidden=HIDDEN,
+        context=context,
+        motion=MOTION,
+        correlation=CORRELATION,
+        correlation_widths=(7, 6),
+        flow_widths=(6, 4),
+        head=7,
+        separable=True,
+        weight_norm=weight_norm,
+    ).double()
+    nn.init.constant_(update.aggregation.gamma, 0.7)
+    return update
+
+
+def direct_gma(update, context, hidden, flow, correlation):
+    """GMA's update pixel by pixel: attention of one head on the context, motion gathered and added."""
+    motion = update.motion.prepare()(correlation, flow)
+    queries, keys = conv(context, update.attention).chunk(2, 1)
+    values = conv(motion, update.aggregation.values)
+    batch, width, height, across = queries.shape
+    gathered = torch.zeros_like(values)
+    for b in range(batch):
+        for y in range(height):
+            for x in range(across):
+                likeness = torch.einsum("c,chw->hw", queries[b, :, y, x], keys[b]) / width**0.5
+                share = likeness.flatten().softmax(0).view(height, across)
+                gathered[b, :, y, x] = torch.einsum("hw,chw->c", share, values[b])
+    if update.aggregation.projection is not None:
+        gathered = conv(gathered, update.aggregation.projection)
+    motion = torch.cat([motion, motion + 0.7 * gathered], 1)
+    for unit in update.units:
+        hidden = unit.prepare(context)(hidden, motion)
+    return hidden, update.head.prepare()(hidden)
+
+
+@pytest.mark.parametrize("context", [MOTION, CONTEXT], ids=["plain", "projected"])
+@pytest.mark.parametrize("weight_norm", [True, False])
+def test_gma_equals_attention_written_out_pixel_by_pixel(generator, weight_norm, context):
+    update = make_gma(weight_norm, context)
+    assert (update.aggregation.projection is None) == (context == MOTION)
+    _, hidden, flow, correlation = inputs(generator, height=3, width=4, dtype=torch.float64)
+    seen = torch.randn(2, context, 3, 4, generator=generator, dtype=torch.float64)
+    for got, expected in zip(
+        prepared(update, seen, hidden, flow, correlation),
+        direct_gma(update, seen, hidden, flow, correlation),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_gmas_attention_is_computed_once_a_solve_and_its_gradients_reach_all_parameters(generator, monkeypatch):
+    update = make_gma(weight_norm=True)
+    context, hidden, flow, correlation = inputs(generator, dtype=torch.float64)
+    softmaxes = []
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: softmaxes.append(1) or torch.softmax(x, dim))
+    ready = update.prepare(context)
+    for _ in range(3):
+        hidden, increment = update(hidden, flow, correlation, ready)
+    assert len(softmaxes) == 1
+    (hidden.square().sum() + increment.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in update.parameters())
+
+
+def test_gma_without_its_gate_is_rafts_update_with_the_motion_twice(generator):
+    update = make_gma(weight_norm=False)
+    nn.init.zeros_(update.aggregation.gamma)
+    context, _, flow, correlation = inputs(generator, dtype=torch.float64)
+    motion = update.motion.prepare()(correlation, flow)
+    twice = update.prepare(context).encode(correlation, flow)
+    assert torch.equal(twice, torch.cat([motion, motion], 1))
