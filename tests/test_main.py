@@ -1,11 +1,16 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from reference.weights_from_names import published_state_dict
 
 import deqflow
 from deqflow.__main__ import main
+from deqflow.checkpoints import read_metadata
+
+REFERENCE = Path(__file__).parent / "reference"
 
 
 @pytest.fixture
@@ -64,6 +69,24 @@ def test_train_takes_the_fields_of_the_configuration(tmp_path, capsys):
 def test_train_explains_a_bad_configuration(capsys):
     assert main(["train", "--steps", "0"]) == 1
     assert "at least 1 step" in capsys.readouterr().err
+
+
+def test_convert_writes_what_load_reads_and_says_what_it_was(tmp_path, pictures, capsys):
+    published = published_state_dict(REFERENCE / "raft_small.keys.json")
+    torch.save(published, tmp_path / "published.pth")
+    target = tmp_path / "mine.safetensors"
+    assert main(["convert", str(tmp_path / "published.pth"), str(target)]) == 0
+    assert "Found RAFT-small, 0.99 M parameters." in capsys.readouterr().out
+    images = [deqflow.read_image(path) for path in pictures]
+    with torch.no_grad():
+        expected = deqflow.load_published(tmp_path / "published.pth")(*images).flow
+        assert torch.equal(deqflow.load(target)(*images).flow, expected)
+    assert read_metadata(target)[1] == {"origin": "RAFT-small", "file": "published.pth"}
+
+
+def test_convert_writes_safetensors_only(tmp_path, capsys):
+    assert main(["convert", "any.pth", str(tmp_path / "mine.pth")]) == 1
+    assert "a target that ends in .safetensors" in capsys.readouterr().err
 
 
 def test_reproduce_knows_its_recipes(capsys):

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,17 +57,101 @@ def test_a_safetensors_file_is_as_good(tmp_path):
         assert torch.equal(estimator.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_every_published_tensor_lands_somewhere(program):
+def extents(program):
+    """Estimator, and how many numbers of the published file it has not read."""
     tensors = state_dict(program)
-    ours = translate(tensors)
-    listed_twice = [name for name in tensors if ".norm3." in name and name.startswith(("module.fnet", "module.cnet"))]
-    if program != "raft_small":
-        assert all(name.replace("norm3", "downsample.1") in tensors for name in listed_twice)
-    landed = sum(tensor.numel() for tensor in ours.values())
-    dropped = sum(tensors[name].numel() for name in listed_twice)
-    assert landed + dropped == sum(tensor.numel() for tensor in tensors.values())
-    assert from_published(tensors).state_dict().keys() == ours.keys()
+    estimator = from_published(tensors)
+    return estimator, sum(t.numel() for t in tensors.values()) - sum(t.numel() for t in estimator.state_dict().values())
+
+
+@pytest.mark.parametrize("program", sorted(path.name.removesuffix(".keys.json") for path in REFERENCE.glob("*.json")))
+def test_every_published_model_is_recognised_and_named(program):
+    estimator, unread = extents(program)
+    named = {
+        "deqflow1_base": "DEQ-Flow version 1, base",
+        "deqflow1_huge": "DEQ-Flow version 1, huge",
+        "deqflow2_base": "DEQ-Flow version 2, base",
+        "deqflow2_base+gma": "DEQ-Flow version 2, base + GMA",
+        "deqflow2_huge": "DEQ-Flow version 2, huge",
+        "deqflow2_tiny": "DEQ-Flow version 2, tiny",
+        "gma_base": "GMA",
+        "raft_basic": "RAFT",
+        "raft_small": "RAFT-small",
+        "torchvision_raft_large": "torchvision raft_large",
+        "torchvision_raft_small": "torchvision raft_small",
+    }
+    assert estimator.origin == named[program]
+    # The context encoder's shortcuts list their normalisation twice: 96 and 128 channels, 4 numbers each, 2 counters.
+    twice = 0 if "small" in program or "torchvision" in program else 4 * (96 + 128) + 2
+    positions = 160 * 160 + 2 * 319 * 128 if program == "gma_base" else 0  # what GMA's own attention reads no more
+    assert unread == twice + positions
+
+
+def rename(tensors, *pairs):
+    """The same tensors under the names that another program gives them."""
+    for old, new in pairs:
+        tensors = {re.sub(old, new, name): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def as_published(size, *, version, gma):
+    """A state dict of DEQ-Flow in another size than the lists have, made from the names and shapes of the base list."""
+    program = "deqflow2_base+gma" if gma else f"deqflow{version}_base"
+    ours = deqflow.build(size, update="gma" if gma else "raft", flow_head=256 if version == 1 else None).state_dict()
+    tensors = {}
+    for name, tensor in state_dict(program, "").items():
+        if ".norm3." in name:  # filled below with what it is a second name of
+            tensors[name] = tensor
+            continue
+        renamed = next(iter(translate({name: tensor})))
+        if re.search(r"gru\.conv[zrq]", name):
+            tensors[name] = ours[renamed].chunk(3)["zrq".index(name.split("conv")[1][0])]
+        else:
+            tensors[name] = ours[renamed]
+    for name in [n for n in tensors if ".norm3." in n]:
+        tensors[name] = tensors[name.replace("norm3", "downsample.1")]
+    if version == 1 and gma:
+        tensors = rename(tensors, (r"^mask\.", "update_block.mask."), ("^attn", "att"), (r"\.gma\.", ".aggregator."))
+    return tensors, ours
+
+
+@pytest.mark.parametrize("gma", [False, True], ids=["", "gma"])
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("size", ["tiny", "base", "large", "huge"])
+def test_deqflow_is_read_in_every_size_by_its_names_and_shapes(size, version, gma):
+    tensors, ours = as_published(size, version=version, gma=gma)
+    estimator = from_published(tensors)
+    assert estimator.origin == f"DEQ-Flow version {version}, {size}" + (" + GMA" if gma else "")
+    for name, tensor in estimator.state_dict().items():
+        assert torch.equal(tensor, ours[name])
+
+
+@pytest.mark.parametrize("size", ["large", "small"])
+def test_torchvisions_raft_gives_the_flow_that_torchvision_computed(size):
+    estimator = from_published(state_dict(f"torchvision_raft_{size}", ""))
+    with np.load(REFERENCE / "raft_basic.npz") as file:
+        frames = [torch.from_numpy(file[name]).permute(2, 0, 1)[None].float() for name in ("frame1", "frame2")]
+    with np.load(REFERENCE / f"torchvision_raft_{size}.npz") as file:
+        expected = torch.from_numpy(file["up_12"])  # every fourth pixel of it
+    torch.testing.assert_close(run(estimator, *frames, 12).flow[0, :, ::4, ::4], expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("module", ["update_block.gma.to_v", "attn.to_qk"])
+def test_a_convolution_may_come_with_or_without_its_weight_norm(module):
+    tensors = state_dict("deqflow2_base+gma", "")
+    other = dict(tensors)
+    if f"{module}.weight" in other:
+        weight = other.pop(f"{module}.weight")
+        length = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+        other |= {f"{module}.weight_g": 3 * length, f"{module}.weight_v": weight / 3}
+        expected = 3 * weight
+    else:
+        length, direction = other.pop(f"{module}.weight_g"), other.pop(f"{module}.weight_v")
+        expected = direction * length / torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
+        other[f"{module}.weight"] = expected
+    update = from_published(other).update
+    got = (update.attention if module.startswith("attn") else update.aggregation.values).weight
+    torch.testing.assert_close(got, expected)
 
 
 def test_the_gates_are_joined_as_update_reset_candidate():
@@ -176,16 +261,17 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 def test_tensors_that_fit_no_model_name_the_nearest_and_what_differs(tmp_path):
-    path = tmp_path / "gma.pth"
-    torch.save(state_dict("gma_base"), path)
+    path = tmp_path / "other.pth"
+    tensors = rename(state_dict("gma_base"), ("to_qk", "to_kv"), ("aggregator.to_v", "aggregator.to_w"))
+    torch.save(tensors, path)
     with pytest.raises(deqflow.CheckpointError) as caught:
         deqflow.load_published(path)
     message = str(caught.value)
     assert message.startswith(
-        f"{path} fits no model that is known. The nearest is recurrent base, from which 8 tensors"
+        f"{path} fits no model that is known. The nearest is recurrent base with GMA, from which 4 tensors"
     )
-    assert "att.to_qk.weight" in message
-    assert "update.aggregator.gamma" in message
+    for name in ("att.to_kv.weight", "update_block.aggregator.to_w.weight", "update.attention.weight (missing"):
+        assert name in message
 
 
 def test_one_tensor_too_many_too_few_or_of_another_shape_is_enough():
@@ -194,8 +280,8 @@ def test_one_tensor_too_many_too_few_or_of_another_shape_is_enough():
     other_shape = tensors | {name: torch.zeros(3)}
     for spoilt, told in (
         (tensors | {"module.unheard_of.weight": torch.zeros(1)}, r"unheard_of\.weight"),
-        ({k: v for k, v in tensors.items() if k != name}, r"update\.head\.conv2\.bias"),
-        (other_shape, r"update\.head\.conv2\.bias"),
+        ({k: v for k, v in tensors.items() if k != name}, r"update\.head\.conv2\.bias \(missing"),
+        (other_shape, r"update_block\.flow_head\.conv2\.bias"),
     ):
         with pytest.raises(
             deqflow.CheckpointError, match=rf"nearest is recurrent small, from which 1 tensors .* {told}"
