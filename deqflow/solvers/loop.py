@@ -280,5 +280,6 @@ def solve(
             on_eval(evaluation)
         if len(record.trace) == stop.max_evals or not bool(record.active.any()):
             return record.result()
-        proposal, memory = rule.step(z, fz, memory)
+        # A frozen sample's NaN must not enter the memory: backward would multiply it by zero, which is NaN again.
+        proposal, memory = rule.step(z, select(record.active, fz, z), memory)
         z = select(record.active, proposal, record.reported.z)

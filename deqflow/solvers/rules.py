@@ -79,8 +79,9 @@ class Anderson:
 class Broyden:
     """Limited-memory "good" Broyden (1965) on g(z) = f(z) - z, each sample with its own memory.
 
-    The inverse Jacobian is held as ``-I + sum_i u_i v_i^T`` with at most ``history`` terms, the oldest
-    dropped first, so memory is bounded. Starting from ``-I``, the first step is that of Picard.
+    The inverse Jacobian is held as ``-I + sum_i u_i v_i^T`` with at most ``history`` terms, so memory is
+    bounded. Once they are full it begins again from ``-I``: each term corrects the sum of those before it, so
+    that dropping only the oldest diverges on slow problems. Starting from ``-I``, the first step is Picard's.
     """
 
     history: int = 8
@@ -101,7 +102,7 @@ class Broyden:
         terms: tuple[Tensor, ...] = ()
         if memory:
             dz, dg = flat - memory[0], g - memory[1]
-            terms = memory[2:][-2 * (self.history - 1) :] if self.history > 1 else ()
+            terms = memory[2:] if len(memory) - 2 < 2 * self.history else ()
             us, vs = terms[::2], terms[1::2]
             b_dg = _apply_low_rank(dg, us, vs)
             v = _apply_low_rank(dz, vs, us)  # B^T dz: the roles of u and v swap
