@@ -6,21 +6,30 @@ terms of its Neumann series, :class:`Unrolled` differentiates every step of the 
 A gradient mode owns the whole run: what is solved without a graph, and where the graph begins.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from deqflow.solvers import FixedPointMap, OutsideSolver, Picard, Rule, SolverResult, Stop, solve
+from deqflow.solvers import FixedPointMap, Iterate, OutsideSolver, Picard, Rule, SolverResult, Stop, solve
 
 States = tuple[Tensor, ...]
 
 
 class GradientMode(Protocol):
-    """Runs the solver and returns the states at ``keep``, each with a graph to differentiate through."""
+    """Runs the solver and returns the states at ``keep``, each with a graph to differentiate through.
+
+    Where the corrections of one solve have several modes, one solve serves them all: it records a graph if any
+    mode has ``records_solve``, and each mode's ``attach`` makes the state at its own corrections.
+    """
+
+    records_solve: ClassVar[bool]
+
+    def attach(self, f: FixedPointMap, iterate: Iterate) -> Tensor:
+        """Return the (B, ...) state after an iterate's evaluation, with a graph to differentiate through."""
+        ...
 
     def run(
         self, f: FixedPointMap, z0: Tensor, rule: Rule, stop: Stop, keep: Iterable[int]
@@ -33,14 +42,17 @@ class GradientMode(Protocol):
 class Unrolled:
     """Back-propagation through every evaluation. What is kept for backward grows with each of them."""
 
+    records_solve: ClassVar[bool] = True
+
     def run(
         self, f: FixedPointMap, z0: Tensor, rule: Rule, stop: Stop, keep: Iterable[int]
     ) -> tuple[States, SolverResult]:
         """Solve with the graph on; the states are f(z) of the kept iterates."""
-        if isinstance(rule, OutsideSolver):
-            raise TypeError(f"Unrolled expects a step rule such as Picard, got {type(rule).__name__}: use Implicit.")
-        result = solve(f, z0, rule, stop, keep=keep)
-        return tuple(iterate.fz for iterate in result.kept.values()), result
+        return _run(f, z0, rule, stop, dict.fromkeys(keep, self))
+
+    def attach(self, f: FixedPointMap, iterate: Iterate) -> Tensor:
+        """Return f(z) as the recorded solve left it."""
+        return iterate.fz
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +66,7 @@ class Phantom:
 
     steps: int = 1
     damping: float = 1.0
+    records_solve: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
@@ -65,11 +78,11 @@ class Phantom:
         self, f: FixedPointMap, z0: Tensor, rule: Rule, stop: Stop, keep: Iterable[int]
     ) -> tuple[States, SolverResult]:
         """Solve without a graph, then take the differentiated steps from each kept iterate."""
-        with torch.no_grad():
-            result = solve(f, z0, rule, stop, keep=keep)
-        return tuple(self._steps(f, iterate.z.detach()) for iterate in result.kept.values()), result
+        return _run(f, z0, rule, stop, dict.fromkeys(keep, self))
 
-    def _steps(self, f: FixedPointMap, z: Tensor) -> Tensor:
+    def attach(self, f: FixedPointMap, iterate: Iterate) -> Tensor:
+        """Take the differentiated steps from z."""
+        z = iterate.z.detach()
         for _ in range(self.steps):
             z = f(z) if self.damping == 1.0 else torch.lerp(z, f(z), self.damping)
         return z
@@ -88,19 +101,19 @@ class Implicit:
     rule: Rule = field(default_factory=Picard)
     stop: Stop = field(default_factory=lambda: Stop(max_evals=50, atol=0.0, rtol=1e-5))
     on_backward: Callable[[SolverResult], None] | None = None
+    records_solve: ClassVar[bool] = False
 
     def run(
         self, f: FixedPointMap, z0: Tensor, rule: Rule, stop: Stop, keep: Iterable[int]
     ) -> tuple[States, SolverResult]:
         """Solve without a graph, then attach the exact gradient to one evaluation at each kept iterate."""
-        with torch.no_grad():
-            result = solve(f, z0, rule, stop, keep=keep)
-        return tuple(self._attach(f, iterate.z) for iterate in result.kept.values()), result
+        return _run(f, z0, rule, stop, dict.fromkeys(keep, self))
 
-    def _attach(self, f: FixedPointMap, z: Tensor) -> Tensor:
+    def attach(self, f: FixedPointMap, iterate: Iterate) -> Tensor:
+        """Evaluate f at z, detached, with the exact gradient around its output."""
         if not torch.is_grad_enabled():
-            return f(z)
-        z = z.detach().requires_grad_()
+            return f(iterate.z)
+        z = iterate.z.detach().requires_grad_()
         return _ImplicitGradient.apply(f(z), z, self)
 
 
@@ -113,8 +126,9 @@ class _ImplicitGradient(torch.autograd.Function):
         return fz.clone()
 
     @staticmethod
-    @once_differentiable  # the solve leaves no graph: without this a second derivative would be wrong, silently
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # the solve leaves no graph: a second derivative would be wrong, silently
+            raise RuntimeError("Implicit gives first derivatives only, got create_graph=True: use Unrolled for more.")
         (v,) = grad_outputs
 
         def backward_map(g: Tensor) -> Tensor:
@@ -127,21 +141,55 @@ class _ImplicitGradient(torch.autograd.Function):
         return result.fz, None, None
 
 
+def _run(
+    f: FixedPointMap, z0: Tensor, rule: Rule, stop: Stop, modes: dict[int, GradientMode]
+) -> tuple[States, SolverResult]:
+    """Solve once and return the state after each evaluation that ``modes`` names, made by its mode."""
+    records = any(mode.records_solve for mode in modes.values())
+    if records and isinstance(rule, OutsideSolver):
+        raise TypeError(f"Unrolled expects a step rule such as Picard, got {type(rule).__name__}: use Implicit.")
+    with torch.set_grad_enabled(records and torch.is_grad_enabled()):
+        result = solve(f, z0, rule, stop, keep=tuple(modes))
+    return tuple(mode.attach(f, result.kept[at]) for at, mode in modes.items()), result
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A state to supervise: after which evaluation, and how it is differentiated.
+
+    Attributes:
+        at: number of the evaluation, from 1.
+        gradient: Implicit, Phantom or Unrolled; the layer's own if not given.
+    """
+
+    at: int
+    gradient: GradientMode | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.at, bool) or not isinstance(self.at, int) or self.at < 1:
+            raise ValueError(f"A correction expects the number of an evaluation, from 1, got {self.at!r}.")
+
+
 class Equilibrium(nn.Module):
     """An implicit layer: the fixed point of f, by any rule, with any gradient (paper section 3).
 
-    In training, ``corrections`` states along the way are returned, evenly placed over the budget (sparse
-    fixed-point correction, paper section 3.3); the last is the solution. In evaluation there is one state.
+    In training, states along the way are returned to be supervised (sparse fixed-point correction, paper section
+    3.3): ``corrections`` many, evenly placed over the budget, or those chosen. The last is always the solution.
+    A solve that stops early returns as many: those beyond its end are the solution. In evaluation there is one
+    state.
 
     Args:
         rule: solver of the forward fixed point.
         stop: budget and tolerance in training.
         gradient: Implicit, Phantom or Unrolled.
-        corrections: how many states to return in training; None means every evaluation (recurrent training).
+        corrections: how many states to return in training; None means every evaluation (recurrent training). Or
+            which: numbers of evaluations, in order, or a :class:`Correction` where one has a gradient of its own.
+            The solution, at the end of the budget, follows by itself where it is not among them.
         eval_stop: budget and tolerance in evaluation; as in training if not given.
 
     Raises:
-        ValueError: corrections is less than 1, or more than the evaluations there are.
+        ValueError: corrections is less than 1, or more than the evaluations there are; chosen ones are none, not in
+            order, or beyond the budget.
     """
 
     def __init__(
@@ -150,21 +198,38 @@ class Equilibrium(nn.Module):
         rule: Rule,
         stop: Stop,
         gradient: GradientMode,
-        corrections: int | None = 1,
+        corrections: int | Sequence[int | Correction] | None = 1,
         eval_stop: Stop | None = None,
     ) -> None:
         super().__init__()
-        if corrections is not None and not corrections >= 1:
+        if isinstance(corrections, Sequence):
+            corrections = _in_order(corrections)
+            _require_budget(corrections, stop.max_evals)
+        elif corrections is not None and not corrections >= 1:
             raise ValueError(f"Equilibrium expects corrections of at least 1 (or None for all), got {corrections!r}.")
         self.rule, self.stop, self.gradient = rule, stop, gradient
         self.corrections, self.eval_stop = corrections, eval_stop or stop
 
     def correction_points(self, max_evals: int) -> tuple[int, ...]:
-        """After which evaluations the states are taken: evenly spaced, the last at ``max_evals``."""
-        count = 1 if not self.training else self.corrections or max_evals
+        """After which evaluations the states are taken; the last at ``max_evals``."""
+        return tuple(correction.at for correction in self.plan(max_evals))
+
+    def plan(self, max_evals: int) -> tuple[Correction, ...]:
+        """The corrections of a solve with this budget; the last at ``max_evals``.
+
+        Raises:
+            ValueError: the budget is too small for them.
+        """
+        solution = Correction(max_evals)
+        if not self.training:
+            return (solution,)
+        if isinstance(self.corrections, tuple):
+            _require_budget(self.corrections, max_evals)
+            return self.corrections if self.corrections[-1].at == max_evals else (*self.corrections, solution)
+        count = self.corrections or max_evals
         if count > max_evals:
             raise ValueError(f"{count} corrections need at least as many evaluations, got max_evals={max_evals}.")
-        return tuple(round(max_evals * (i + 1) / count) for i in range(count))
+        return tuple(Correction(round(max_evals * (i + 1) / count)) for i in range(count))
 
     def forward(
         self, f: FixedPointMap, z0: Tensor, *, rule: Rule | None = None, stop: Stop | None = None
@@ -176,7 +241,34 @@ class Equilibrium(nn.Module):
         """
         rule = rule or self.rule
         stop = stop or (self.stop if self.training else self.eval_stop)
+        modes = {correction.at: correction.gradient or self.gradient for correction in self.plan(stop.max_evals)}
         if not torch.is_grad_enabled():
-            result = solve(f, z0, rule, stop, keep=self.correction_points(stop.max_evals))
+            result = solve(f, z0, rule, stop, keep=tuple(modes))
             return tuple(iterate.fz for iterate in result.kept.values()), result
-        return self.gradient.run(f, z0, rule, stop, self.correction_points(stop.max_evals))
+        if all(mode is self.gradient for mode in modes.values()):
+            return self.gradient.run(f, z0, rule, stop, tuple(modes))
+        return _run(f, z0, rule, stop, modes)
+
+
+def _in_order(chosen: Sequence[int | Correction]) -> tuple[Correction, ...]:
+    """The chosen corrections as such.
+
+    Raises:
+        ValueError: there is none, or they are not in order.
+    """
+    corrections = tuple(item if isinstance(item, Correction) else Correction(item) for item in chosen)
+    numbers = [correction.at for correction in corrections]
+    if not numbers or numbers != sorted(set(numbers)):
+        raise ValueError(
+            f"Equilibrium expects chosen corrections as numbers of evaluations in ascending order, each once, got "
+            f"{numbers}."
+        )
+    return corrections
+
+
+def _require_budget(corrections: tuple[Correction, ...], max_evals: int) -> None:
+    if corrections[-1].at > max_evals:
+        raise ValueError(
+            f"A correction is chosen at evaluation {corrections[-1].at}, but the solve may take max_evals={max_evals}: "
+            "raise Stop(max_evals=...), or choose an earlier evaluation."
+        )
