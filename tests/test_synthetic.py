@@ -191,6 +191,26 @@ def test_a_shape_comes_in_from_outside():
     assert np.array_equal(np.argwhere(ids2), [(row, column) for row in range(10, 18) for column in range(10)])
 
 
+def test_nothing_comes_from_beyond_the_canvas():
+    layers, config = hand_made_scene((0, 0), (0, 0))
+    far_right = np.zeros_like(layers[1].shape)
+    far_right[20:28, -10:] = 255
+    layers[1] = Layer(layers[1].texture, layers[1].to_texture, far_right, shifted(15, 0))
+    _, ids1, _, ids2 = rendered(layers, config)
+    assert not ids1.any()
+    assert not ids2.any()
+
+
+@pytest.mark.parametrize(("opacity", "topmost"), [(0, 0), (127, 0), (128, 1), (255, 1)])
+def test_an_edge_belongs_to_what_covers_more_of_it(opacity, topmost):
+    layers, config = hand_made_scene((0, 0), (0, 0))
+    layers[1].shape[layers[1].shape > 0] = opacity
+    frame1, ids1, _, _ = rendered(layers, config)
+    behind, before = (layer.texture[40:48, 40:48].astype(float) for layer in layers)
+    np.testing.assert_allclose(frame1[10:18, 10:18], behind + opacity / 255 * (before - behind), atol=1e-3)
+    assert (ids1[10:18, 10:18] == topmost).all()
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_visible_pixels_end_on_their_own_layer(seed):
     shares = []
