@@ -155,18 +155,24 @@ class FlowEstimator(nn.Module):
         f, z0 = self.fixed_point_map(padding.pad(image1), padding.pad(image2), generator=generator)
         if start is not None:
             z0 = self._pack_start(start, z0)
-        output = self.solve_map(f, z0, rule=rule, stop=stop)
-        flows = tuple(padding.crop(flow) for flow in output.flows)
-        return dataclasses.replace(output, flow=flows[-1], flows=flows)
+        return self.solve_map(f, z0, rule=rule, stop=stop, padding=padding)
 
     def solve_map(
-        self, f: FixedPointMap, z0: Tensor, *, rule: Rule | None = None, stop: Stop | None = None
+        self,
+        f: FixedPointMap,
+        z0: Tensor,
+        *,
+        rule: Rule | None = None,
+        stop: Stop | None = None,
+        padding: Padding | None = None,
     ) -> FlowOutput:
-        """Solve a map of :meth:`fixed_point_map` from a packed state; the flow has the size of its padded images."""
+        """Solve a map of :meth:`fixed_point_map` from a packed state; ``padding`` is what its images were padded by."""
         if stop is not None and stop.norm is rms:
             stop = dataclasses.replace(stop, norm=flow_residual)
         states, result = self.equilibrium(f, z0, rule=rule, stop=stop)
         flows = tuple(self.upsampler(self._unpack(state)) for state in states)
+        if padding is not None:
+            flows = tuple(padding.crop(flow) for flow in flows)
         return FlowOutput(flows[-1], flows, self._unpack(states[-1]), result)
 
     def fixed_point_map(

@@ -1,6 +1,6 @@
 """Training losses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,3 +29,26 @@ def correction_loss(
     losses = [torch.where(counts, (flow - target).abs(), 0.0).mean() for flow in flows]
     weights = [gamma ** (len(flows) - 1 - i) for i in range(len(flows))]
     return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+
+
+def jacobian_penalty(f: Callable[[Tensor], Tensor], z: Tensor, generator: torch.Generator) -> Tensor:
+    """Estimate ``|J|_F^2`` per element of the state, J = df/dz, to keep small what makes a solver slow.
+
+    Hutchinson's estimate from one random v: ``E |v^T J|^2 = |J|_F^2`` (Bai, Koltun and Kolter, *Stabilizing
+    Equilibrium Models by Jacobian Regularization*, 2021). Costs one evaluation of f and is differentiable with
+    respect to whatever f depends on; z is taken as given.
+
+    Args:
+        f: the map, (B, ...) -> (B, ...), each row a function of the same row alone.
+        z: where, (B, ...), usually the fixed point.
+        generator: draws v.
+
+    Returns:
+        A scalar: the mean over samples of ``|J|_F^2``, over the number of elements of a sample.
+    """
+    z = z.detach().requires_grad_()
+    with torch.enable_grad():
+        fz = f(z)
+        v = torch.randn(z.shape, generator=generator, device=generator.device, dtype=z.dtype).to(z.device)
+        (product,) = torch.autograd.grad(fz, z, v, create_graph=True)
+        return product.square().mean()

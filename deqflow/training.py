@@ -18,9 +18,11 @@ from tqdm.auto import tqdm
 from deqflow import checkpoints
 from deqflow.datasets import FlowSample
 from deqflow.equilibrium import Phantom
-from deqflow.estimator import FlowEstimator, build
-from deqflow.losses import correction_loss
+from deqflow.estimator import STRIDE, FlowEstimator, FlowOutput
+from deqflow.geometry import Padding
+from deqflow.losses import correction_loss, jacobian_penalty
 from deqflow.metrics import mean_endpoint_error
+from deqflow.models import build
 from deqflow.solvers import Stop
 from deqflow.synthetic import SceneConfig, SyntheticPairs
 
@@ -32,7 +34,7 @@ class TrainConfig:
     """A training run. The same configuration gives the same weights on the same machine.
 
     Attributes:
-        size: of the model, a key of :data:`deqflow.estimator.SIZES`.
+        size: of the model, a key of :data:`deqflow.sizes.SIZES`.
         start_from: checkpoint to begin with, a name or path for :func:`deqflow.load`; random weights if empty.
         seed: of weights, data and numbers of evaluations.
         steps, batch: optimiser steps, and pairs a step.
@@ -43,6 +45,8 @@ class TrainConfig:
         gamma: weight of a correction relative to the next.
         phantom_steps: differentiated steps at each correction; 1 is the one-step gradient.
         all_gradients: do not detach the flow inside the update.
+        dropout: share of channels of lookup and context that are hidden from the update, one mask a solve.
+        jacobian_weight: of the Jacobian penalty at the fixed point in the loss; 0 leaves it out.
         bfloat16: automatic mixed precision.
         workers: processes that make pairs.
         validate_every, validation_pairs: how often, and on how many held-out pairs.
@@ -62,6 +66,8 @@ class TrainConfig:
     gamma: float = 0.8
     phantom_steps: int = 1
     all_gradients: bool = False
+    dropout: float = 0.0
+    jacobian_weight: float = 0.0
     bfloat16: bool = True
     workers: int = 1
     validate_every: int = 250
@@ -86,6 +92,8 @@ class TrainConfig:
                 f"TrainConfig expects evals as (least, greatest), the least no smaller than corrections="
                 f"{self.corrections}, got {self.evals}."
             )
+        if not self.jacobian_weight >= 0:
+            raise ValueError(f"TrainConfig expects a jacobian_weight of 0 or more, got {self.jacobian_weight}.")
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
     estimator = build(
         config.size,
         all_gradients=config.all_gradients,
+        dropout=config.dropout,
         gradient=Phantom(steps=config.phantom_steps),
         corrections=config.corrections,
         train_evals=config.evals[1],
@@ -130,14 +139,23 @@ class Trainer:
         config: the run.
         folder: where its files go. A run that was interrupted there is continued.
         device: to train on.
+        estimator: a model of your own to train instead of the one that ``config`` describes; it brings its own
+            gradient and corrections, and leaves no ``model.safetensors`` if its operator is your own.
 
     Raises:
         ValueError: the folder holds a run of another configuration.
     """
 
-    def __init__(self, config: TrainConfig, folder: str | Path, *, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        estimator: FlowEstimator | None = None,
+    ) -> None:
         self.config, self.folder, self.device = config, Path(folder), torch.device(device)
-        self.estimator = make_estimator(config).to(self.device)
+        self.estimator = (estimator or make_estimator(config)).to(self.device).train()
         self.optimizer = torch.optim.AdamW(self.estimator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, config.lr, total_steps=config.steps + 1, pct_start=0.05, anneal_strategy="linear"
@@ -161,7 +179,8 @@ class Trainer:
             self.seconds = time.monotonic() - started
             if self.step % config.validate_every == 0 or self.step == config.steps:
                 self._log(on_progress)
-        checkpoints.save(self.estimator, self.folder / "model.safetensors", recipe=self.recipe())
+        if self.estimator.config is not None:
+            checkpoints.save(self.estimator, self.folder / "model.safetensors", recipe=self.recipe())
         return self.estimator.eval()
 
     def train_step(self, batch: FlowSample) -> float:
@@ -175,8 +194,8 @@ class Trainer:
         draw = np.random.default_rng([config.seed, self.step])
         stop = Stop(max_evals=int(draw.integers(config.evals[0], config.evals[1] + 1)), atol=0.0)
         with self._autocast():
-            output = self.estimator(image1, image2, stop=stop)
-        loss = correction_loss(output.flows, flow, valid, gamma=config.gamma)
+            output, penalty = self._solve(image1, image2, stop, draw)
+        loss = correction_loss(output.flows, flow, valid, gamma=config.gamma) + penalty
         self._require_finite(loss, "loss")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -204,6 +223,18 @@ class Trainer:
             "torch": torch.__version__,
             "before": before,
         }
+
+    def _solve(
+        self, image1: Tensor, image2: Tensor, stop: Stop, draw: np.random.Generator
+    ) -> tuple[FlowOutput, Tensor | float]:
+        """The estimator's output, and what the Jacobian at its fixed point adds to the loss."""
+        # Masks are drawn by seed and step, like all else: a run that goes on draws what it would have drawn.
+        generator = torch.Generator().manual_seed(int(draw.integers(2**63)))
+        padding = Padding(*image1.shape[-2:], STRIDE)
+        f, z0 = self.estimator.fixed_point_map(padding.pad(image1), padding.pad(image2), generator=generator)
+        output = self.estimator.solve_map(f, z0, stop=stop, padding=padding)
+        weight = self.config.jacobian_weight
+        return output, weight * jacobian_penalty(f, output.solve.z, generator) if weight else 0.0
 
     def _require_finite(self, value: Tensor, name: str) -> None:
         if not bool(torch.isfinite(value)):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from deqflow.losses import correction_loss
+from deqflow.losses import correction_loss, jacobian_penalty
 
 
 def flows(generator, count=3, batch=2, height=4, width=5, dtype=torch.float64):
@@ -104,3 +104,60 @@ def test_a_flow_that_is_not_finite_is_not_hidden(generator):
     target, flow = flows(generator, 2)
     flow[0, 0, 1, 1] = torch.nan
     assert correction_loss([flow], target, everywhere(target)).isnan()
+
+
+def linear(generator, batch=3, size=5):
+    matrix = torch.randn(size, size, generator=generator, dtype=torch.float64).requires_grad_()
+    return matrix, torch.randn(batch, size, generator=generator, dtype=torch.float64)
+
+
+def test_the_jacobian_penalty_is_in_the_mean_the_squared_norm_over_the_size(generator):
+    matrix, z = linear(generator)
+    estimates = torch.stack([jacobian_penalty(lambda z: z @ matrix.T, z, generator).detach() for _ in range(4000)])
+    expected = float((matrix**2).sum().detach()) / z.shape[1]
+    error = float(estimates.std()) / 4000**0.5
+    assert abs(float(estimates.mean()) - expected) < 4 * error < 0.1 * expected
+
+
+def test_the_jacobian_penalty_is_that_of_the_transpose_times_a_random_vector(generator):
+    matrix, z = linear(generator)
+    got = jacobian_penalty(lambda z: torch.tanh(z @ matrix.T), z, torch.Generator().manual_seed(7))
+    v = torch.randn(z.shape, generator=torch.Generator().manual_seed(7), dtype=z.dtype)
+    slope = 1 - torch.tanh(z @ matrix.T) ** 2
+    torch.testing.assert_close(got, ((v * slope) @ matrix).square().mean())
+
+
+def test_the_jacobian_penalty_has_an_exact_gradient_and_leaves_the_point_alone(generator):
+    matrix, z = linear(generator, batch=2, size=3)
+    z.requires_grad_()
+
+    def penalty(matrix):
+        return jacobian_penalty(lambda z: torch.tanh(z @ matrix.T), z, torch.Generator().manual_seed(1))
+
+    assert torch.autograd.gradcheck(penalty, (matrix,))
+    penalty(matrix).backward()
+    assert z.grad is None
+
+
+def test_the_jacobian_penalty_makes_the_jacobian_smaller(generator):
+    norms = []
+    for weight in (0.0, 0.3):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(6, 6)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+        z, target = torch.randn(32, 6), torch.randn(32, 6)
+        for _ in range(150):
+            loss = (layer(z).tanh() - target).square().mean()
+            loss = loss + weight * jacobian_penalty(lambda z: layer(z).tanh(), z, generator)  # noqa: B023 (called here)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        jacobians = [torch.autograd.functional.jacobian(lambda x: layer(x).tanh(), row) for row in z]  # noqa: B023
+        norms.append(float(torch.stack(jacobians).square().sum((1, 2)).mean()))
+    assert norms[1] < 0.5 * norms[0]
+
+
+def test_the_jacobian_penalty_works_where_gradients_are_off(generator):
+    matrix, z = linear(generator)
+    with torch.no_grad():
+        assert float(jacobian_penalty(lambda z: z @ matrix.T, z, generator).detach()) > 0

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from deqflow import checkpoints, training
 from deqflow.datasets import FlowSample
 from deqflow.equilibrium import Phantom
-from deqflow.losses import correction_loss
+from deqflow.geometry import Padding
+from deqflow.losses import correction_loss, jacobian_penalty
 from deqflow.metrics import mean_endpoint_error
 from deqflow.solvers import Stop
 from deqflow.synthetic import SceneConfig, SyntheticPairs
@@ -267,14 +268,14 @@ def test_a_gradient_that_is_not_finite_spoils_no_weight(tmp_path):
 def budgets(trainer: Trainer, steps: range) -> list[int]:
     """How many evaluations each of these steps takes."""
     asked: list[int] = []
-    forward = trainer.estimator.forward
+    solve_map = trainer.estimator.solve_map
 
-    def watch(image1: torch.Tensor, image2: torch.Tensor, *, stop: Stop):
+    def watch(f, z0: torch.Tensor, *, stop: Stop, padding: Padding):
         asked.append(stop.max_evals)
         assert stop.atol == stop.rtol == 0
-        return forward(image1, image2, stop=dataclasses.replace(stop, max_evals=3))
+        return solve_map(f, z0, stop=dataclasses.replace(stop, max_evals=3), padding=padding)
 
-    trainer.estimator.forward = watch
+    trainer.estimator.solve_map = watch
     for trainer.step in steps:
         trainer.train_step(fixed_batch(1))
     return asked
@@ -315,6 +316,72 @@ def test_more_phantom_steps_and_all_gradients_give_other_gradients(tmp_path):
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     assert not torch.allclose(gradients[0], gradients[1], rtol=1e-3)
     assert not torch.allclose(gradients[1], gradients[2], rtol=1e-3)
+
+
+def jacobian_norm(trainer: Trainer, batch: FlowSample) -> float:
+    """Squared norm over size of the Jacobian where the solver ends, many random vectors instead of one."""
+    with torch.no_grad():
+        state = trainer.estimator(batch.image1, batch.image2, stop=Stop(max_evals=3, atol=0.0)).state
+        f, _ = trainer.estimator.fixed_point_map(batch.image1, batch.image2)
+    z, generator = torch.cat([state.hidden, state.flow], 1), torch.Generator().manual_seed(0)
+    return sum(jacobian_penalty(f, z, generator).item() for _ in range(20)) / 20
+
+
+@pytest.mark.parametrize("all_gradients", [False, True])
+def test_the_jacobian_penalty_keeps_the_jacobian_small(tmp_path, all_gradients):
+    norms = []
+    for weight in (0.0, 10.0):
+        config = dataclasses.replace(
+            QUICK, steps=15, lr=2e-3, batch=2, jacobian_weight=weight, all_gradients=all_gradients
+        )
+        trainer, batch = Trainer(config, tmp_path / str(weight)), fixed_batch()
+        for trainer.step in range(15):
+            trainer.train_step(batch)
+        norms.append(jacobian_norm(trainer, batch))
+    assert norms[1] < 0.8 * norms[0]
+
+
+def test_the_jacobian_penalty_is_added_to_the_loss_and_costs_one_evaluation(tmp_path):
+    losses, calls = [], []
+    for weight in (0.0, 1.0, 2.0):
+        trainer = Trainer(dataclasses.replace(QUICK, jacobian_weight=weight), tmp_path / str(weight))
+        count = []
+        trainer.estimator.update.register_forward_hook(lambda *_, count=count: count.append(1))
+        losses.append(trainer.train_step(fixed_batch(1)))
+        calls.append(len(count))
+    assert calls == [6, 7, 7]
+    assert losses[0] < losses[1]
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)  # one v for one seed and step
+    assert trainer.estimator.equilibrium._forward_hooks == {}
+
+
+def cost_of_hiding_half(trainer: Trainer, batch: FlowSample) -> float:
+    """How many times larger the error gets under ten masks that were not trained with."""
+    errors = {0.0: 0.0, 0.5: 0.0}
+    for trainer.estimator.dropout in errors:
+        for seed in range(10):
+            with torch.no_grad():
+                output = trainer.estimator(batch.image1, batch.image2, generator=torch.Generator().manual_seed(seed))
+            errors[trainer.estimator.dropout] += (output.flow - batch.flow).abs().mean().item()
+    return errors[0.5] / errors[0.0]
+
+
+def test_dropout_makes_a_model_that_can_do_with_half_of_what_it_sees(tmp_path):
+    costs = []
+    for dropout in (0.0, 0.5):
+        config = dataclasses.replace(QUICK, steps=100, lr=2e-3, batch=2, dropout=dropout)
+        trainer, batch = Trainer(config, tmp_path / str(dropout)), fixed_batch()
+        for trainer.step in range(100):
+            trainer.train_step(batch)
+        costs.append(cost_of_hiding_half(trainer, batch))
+    assert costs[1] < 1.02 < 1.05 < costs[0]
+
+
+def test_dropout_hides_the_same_channels_in_the_same_step_of_a_run_that_goes_on(tmp_path):
+    config = dataclasses.replace(QUICK, dropout=0.3)
+    losses = [Trainer(config, tmp_path / str(run)).train_step(fixed_batch(1)) for run in range(2)]
+    assert losses[0] == losses[1]
+    assert Trainer(QUICK, tmp_path / "none").train_step(fixed_batch(1)) != losses[0]
 
 
 def test_the_seed_makes_the_weights():
@@ -448,6 +515,8 @@ def test_validation_changes_nothing(tmp_path):
         ({"evals": (7, 6)}, r"evals as \(least, greatest\).* got \(7, 6\)"),
         ({"evals": (2, 6)}, r"no smaller than corrections=3, got \(2, 6\)"),
         ({"corrections": 4}, "no smaller than corrections=4"),
+        ({"jacobian_weight": -1.0}, "jacobian_weight of 0 or more, got -1.0"),
+        ({"jacobian_weight": float("nan")}, "jacobian_weight of 0 or more, got nan"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(change, sentence):
