@@ -4,7 +4,7 @@ Each function returns a figure, which a notebook shows when it ends a cell.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from plotly.colors import qualitative
 from torch import Tensor
 
 from deqflow.colors import color_wheel, flow_to_rgb
@@ -119,6 +120,56 @@ def traces(solves: Mapping[str, SolverResult], *, title: str = "", unit: str = "
         xaxis_title="evaluations of f",
         yaxis_title=f"residual ({unit})",
         yaxis_type="log",
+        template="plotly_white",
+        height=420,
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+    )
+    return figure
+
+
+def lines(
+    positions: Sequence[float], curves: Mapping[str, Sequence[float]], *, x: str, y: str, title: str = ""
+) -> go.Figure:
+    """Curves over common positions; ``x`` and ``y`` name the axes, with their units."""
+    figure = go.Figure()
+    for name, values in curves.items():
+        figure.add_scatter(x=list(positions), y=list(values), name=name, mode="lines+markers")
+    figure.update_layout(
+        title=title,
+        xaxis_title=x,
+        yaxis_title=y,
+        template="plotly_white",
+        height=420,
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+    )
+    return figure
+
+
+def spreads(
+    curves: Mapping[str, np.ndarray], x: Sequence[float], *, title: str = "", x_title: str = "", y_title: str = ""
+) -> go.Figure:
+    """Curves of several runs each, (runs, points): the mean as a line, from the least to the greatest as a band.
+
+    Both axes are logarithmic.
+
+    Args:
+        curves: by name.
+        x: of the points.
+        title, x_title, y_title: what to write.
+    """
+    figure = go.Figure()
+    for i, (name, values) in enumerate(curves.items()):
+        color = qualitative.Plotly[i % len(qualitative.Plotly)]
+        around = [*values.max(0), *values.min(0)[::-1]]
+        band = {"fill": "toself", "fillcolor": color, "opacity": 0.15, "line_width": 0, "hoverinfo": "skip"}
+        figure.add_scatter(x=[*x, *x[::-1]], y=around, mode="lines", legendgroup=name, showlegend=False, **band)
+        figure.add_scatter(
+            x=list(x), y=values.mean(0), name=name, mode="lines+markers", legendgroup=name, line_color=color
+        )
+    figure.update_layout(
+        title=title,
+        xaxis={"title": x_title, "type": "log", "tickvals": list(x)},
+        yaxis={"title": y_title, "type": "log"},
         template="plotly_white",
         height=420,
         margin={"l": 60, "r": 20, "t": 50, "b": 50},

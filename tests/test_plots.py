@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,18 @@ def test_traces_draw_a_curve_for_each_sample_and_the_tolerance():
     assert list(figure.data[0].x) == [1, 2, 3, 4, 5]
     assert figure.data[0].y[1] == pytest.approx(0.25)
     assert figure.layout.annotations[0].y == pytest.approx(math.log10(1e-3))
+
+
+def test_spreads_draw_the_mean_in_a_band_from_least_to_greatest():
+    runs = np.array([[4.0, 2.0, 1.0], [8.0, 4.0, 1.0]])
+    figure = plots.spreads({"one": runs, "other": runs / 2}, [3, 6, 12], x_title="evaluations")
+    band, line, _, other = figure.data
+    assert list(band.x) == [3, 6, 12, 12, 6, 3]
+    assert list(band.y) == [8, 4, 1, 1, 2, 4]
+    assert list(line.y) == [6, 3, 1]
+    assert [curve.name for curve in figure.data if curve.showlegend is not False] == ["one", "other"]
+    assert band.fillcolor == line.line.color != other.line.color
+    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
 
 
 def test_figures_are_closed_so_that_a_notebook_shows_them_once(picture):
