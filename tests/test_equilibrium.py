@@ -150,6 +150,14 @@ def test_phantom_is_the_neumann_sum_of_as_many_terms(steps, damping):
     assert_close(got, (g.T @ solution(linear, inputs, z0), g), 1e-11)
 
 
+@pytest.mark.parametrize("evals", [1, 2, 5])
+def test_implicit_uses_the_last_evaluation_of_a_short_backward_solve(evals):
+    inputs, z0, v = problem()
+    got = gradients(linear, inputs, z0, v, Implicit(stop=Stop(max_evals=evals, atol=0.0)))
+    g = series(inputs[0].detach(), v, evals + 1)
+    assert_close(got, (g.T @ solution(linear, inputs, z0), g), 1e-11)
+
+
 @pytest.mark.parametrize("damping", [1.0, 0.5])
 def test_phantom_with_many_steps_is_exact(damping):
     inputs, z0, v = problem(radius=0.4)

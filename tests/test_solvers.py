@@ -66,13 +66,6 @@ def problem(*, radius=0.6, batch=3, shape=SHAPE, seed=0, dtype=torch.float64, be
     return Problem(matrix.to(dtype), offset.to(dtype), bent), torch.zeros(batch, *shape, dtype=dtype)
 
 
-def slow_problem(size=24):
-    """Symmetric, with eigenvalues up to 0.95."""
-    f, z0 = problem(shape=(size,), batch=1)
-    basis = torch.linalg.qr(f.matrix)[0]
-    return replace(f, matrix=basis @ torch.diag(torch.linspace(-0.5, 0.95, size).double()) @ basis.T), z0
-
-
 @dataclass
 class Counting:
     """Counts calls; in call ``bad``, one element of ``row`` becomes ``value``."""
@@ -135,6 +128,7 @@ def test_keeping_k_is_stopping_at_k(rule, spoilt):  # pitfall 3
     assert list(full.kept) == list(range(1, 15))
     for k, kept in full.kept.items():
         assert_same(kept, solve(Counting(f, spoilt), z0, rule, replace(stop, max_evals=k)))
+        assert_same(kept, solve(Counting(f, spoilt), z0, rule, stop, keep=[k]).kept[k])
     assert_same(full.kept[14], full)
 
 
@@ -151,6 +145,7 @@ def test_one_bad_evaluation_ends_the_sample_at_its_best_iterate(rule, bad, value
         assert_same(result, solve(f, z0, rule, replace(NEVER, max_evals=bad - 1)))
     else:
         assert torch.equal(result.z, z0)
+        assert not torch.isfinite(result.fz).all()
         assert result.residual.tolist() == [torch.inf]
 
 
@@ -159,7 +154,8 @@ def test_one_bad_evaluation_ends_the_sample_at_its_best_iterate(rule, bad, value
 @pytest.mark.parametrize("bad", [1, 2, 5])
 def test_a_bad_sample_leaves_its_neighbours_alone(rule, bad, value):  # pitfall 4, pitfall 5
     f, z0 = problem()
-    spoilt = solve(Counting(f, bad, row=1, value=value), z0, rule, NEVER, keep=[bad, 12])
+    seen = []
+    spoilt = solve(Counting(f, bad, row=1, value=value), z0, rule, NEVER, keep=[bad, 12], on_eval=seen.append)
     good = solve(f, z0, rule, NEVER, keep=[bad, 12])
     assert spoilt.status.tolist() == [Status.MAX_EVALS, Status.NON_FINITE, Status.MAX_EVALS]
     assert spoilt.evals.tolist() == [12, bad, 12]
@@ -168,6 +164,18 @@ def test_a_bad_sample_leaves_its_neighbours_alone(rule, bad, value):  # pitfall 
         assert_same(spoilt.kept[k], good.kept[k], [0, 2])
     assert torch.equal(spoilt.trace[:, [0, 2]], good.trace[:, [0, 2]])
     assert torch.isnan(spoilt.trace[bad:, 1]).all()
+    assert all(torch.equal(e.z[1], spoilt.z[1]) for e in seen[bad:])
+    assert torch.equal(spoilt.kept[bad].residual[1], spoilt.residual[1])
+
+
+@ours
+@pytest.mark.parametrize(("bad", "status"), [(1, Status.NON_FINITE), (5, Status.CONVERGED)])
+def test_what_became_of_a_frozen_sample_is_settled(rule, bad, status):  # pitfall 4, pitfall 5
+    f, z0 = problem()
+    z0[1] = f.solution()[1].view(SHAPE)
+    result = solve(Counting(f, bad, row=1), z0, rule, Stop(max_evals=12, atol=1e-12))
+    assert result.status[1] == status
+    assert result.evals[1] == 1
 
 
 @ours
@@ -229,60 +237,6 @@ def test_the_tolerance_does_not_know_the_size_of_the_picture(rule):  # pitfall 6
     torch.testing.assert_close(small.z.expand_as(large.z), large.z, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("ridge", [0.0, 1e-5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_anderson_survives_a_singular_small_system(ridge, dtype):  # pitfall 7
-    rule = Anderson(history=5, ridge=ridge)
-    line, start = problem(shape=(1,), radius=0.9, dtype=dtype)  # five differences in one dimension
-    result = solve(line, start, rule, replace(NEVER, max_evals=20))
-    torch.testing.assert_close(result.z, line.offset / (1 - 0.9 * line.matrix.sign()), rtol=1e-5, atol=1e-5)
-    f, z0 = problem(dtype=dtype)
-    constant = solve(lambda z: f.offset.clone(), z0, rule, Stop(atol=0.0)).check()
-    assert constant.evals.tolist() == [2, 2, 2]
-    drift = solve(lambda z: z + 1, z0, rule, NEVER)  # no fixed point, no change of the residual
-    assert torch.isfinite(drift.z).all()
-    assert drift.residual.tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
-def test_andersons_ridge_means_the_same_at_every_scale(scale, dtype):  # pitfall 7
-    f, z0 = problem(bent=True, dtype=dtype)
-    rule = Anderson(history=3, ridge=1e-2)
-    plain = solve(f, z0, rule, NEVER, keep=range(1, 13))
-    scaled = solve(lambda z: scale * f(z / scale), z0, rule, NEVER, keep=range(1, 13))
-    for k in plain.kept:
-        assert torch.equal(scaled.kept[k].z, scale * plain.kept[k].z)
-
-
-def test_anderson_solves_half_precision_states_in_float32():  # pitfall 7
-    z, memory = torch.zeros(1, 4, dtype=torch.float16), Anderson().init(torch.zeros(1, 4))
-    for _ in range(3):
-        z, memory = Anderson().step(z, 0.5 * z + 1, memory)
-        assert z.dtype == torch.float16
-        assert all(m.dtype == torch.float32 for m in memory)
-
-
-@pytest.mark.parametrize("kind", [Broyden, Anderson])
-@pytest.mark.parametrize("history", [1, 2, 8])
-def test_memory_is_bounded_by_the_history(kind, history):  # pitfall 8
-    f, z = problem(bent=True)
-    rule = kind(history=history)
-    memory, lengths = rule.init(z), []
-    for _ in range(20):
-        z, memory = rule.step(z, f(z), memory)
-        lengths.append(sum(m.numel() for m in memory) / z.numel())
-    assert max(lengths) == 2 + 2 * history  # the last pair, and two vectors for each step of history
-
-
-@pytest.mark.parametrize("history", [2, 4, 8, 20])
-@pytest.mark.parametrize("size", [24, 100])
-def test_broyden_with_little_memory_does_not_diverge(size, history):  # pitfall 8
-    f, z0 = slow_problem(size)
-    result = solve(f, z0, Broyden(history=history), Stop(max_evals=150, atol=1e-6)).check()
-    assert float(result.trace.max()) < 100 * float(result.trace[0])
-
-
 @pytest.mark.parametrize("kind", [Stop, Picard, Anderson, Broyden, scipy_solver])
 def test_a_misspelt_option_is_refused(kind):  # pitfall 9
     with pytest.raises(TypeError, match="unexpected keyword argument 'mxa_evals'"):
@@ -316,22 +270,6 @@ def test_every_rule_finds_the_analytic_fixed_point(rule, dtype, atol):
     assert result.z.dtype == result.fz.dtype == dtype
     expected = problem()[0].solution().view(3, *SHAPE).to(dtype)
     torch.testing.assert_close(result.z, expected, rtol=0, atol=20 * atol)
-
-
-@pytest.mark.parametrize("rule", [Anderson(), Anderson(history=10), Broyden(), Broyden(history=20)], ids=str)
-def test_acceleration_needs_fewer_evaluations_where_picard_is_slow(rule):
-    f, z0 = slow_problem()
-    stop = Stop(max_evals=500, atol=1e-6)
-    picard, fast = solve(f, z0, Picard(), stop).check(), solve(f, z0, rule, stop).check()
-    assert int(picard.evals) > 150
-    assert int(fast.evals) < int(picard.evals) / 2
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 6])
-def test_anderson_with_full_history_ends_after_as_many_steps_as_dimensions(size):
-    f, z0 = problem(shape=(size,), radius=0.9)
-    result = solve(f, z0, Anderson(history=size, ridge=0.0), Stop(max_evals=50, atol=1e-9)).check()
-    assert int(result.evals.max()) <= size + 2
 
 
 @given(
@@ -373,6 +311,14 @@ def test_a_relative_tolerance_is_measured_against_f_of_z(rule):
     for row in range(3):  # and at no evaluation before
         earlier = result.trace[: result.evals[row] - 1, row]
         assert (earlier > 0.5e-4 * rms(result.fz)[row]).all()
+
+
+@pytest.mark.parametrize("rule", [Anderson(), Broyden()], ids=str)
+def test_what_has_met_a_relative_tolerance_is_reported_though_a_residual_before_was_smaller(rule):
+    result = solve(lambda z: 2 * z + 1, torch.zeros(1, 1), rule, Stop(atol=0.0, rtol=0.7)).check()
+    assert result.trace.tolist() == [[1.0], [2.0]]
+    assert (result.z, result.residual) == (1, 2)
+    assert solve(lambda z: z + 1, torch.zeros(1, 1), rule, Stop(atol=0.0, rtol=1.0)).check().evals == 1
 
 
 def test_stop_is_absolute_by_default_and_takes_any_norm():
@@ -458,11 +404,3 @@ def test_solve_refuses_what_it_cannot_use(rule):
     for wrong in (lambda z: f(z)[..., :2], lambda z: f(z).float()):
         with pytest.raises(ValueError, match="f must return the shape and dtype it was given: expected"):
             solve(wrong, z0, rule, NEVER)
-
-
-def test_scipy_methods_are_named_and_a_flat_residual_is_no_crash():
-    with pytest.raises(ValueError, match="expects a method of krylov, anderson, got 'newton'"):
-        scipy_solver("newton")
-    result = solve(lambda z: z + 1, problem()[1], scipy_solver("krylov"), NEVER)
-    assert result.residual.tolist() == [1, 1, 1]
-    assert result.status.tolist() == [Status.MAX_EVALS] * 3
