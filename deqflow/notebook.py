@@ -1,8 +1,10 @@
 """What a notebook needs of its surroundings: whether to hurry, and where to leave its numbers."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from IPython.core.display import Markdown
 from IPython.display import display
 
 FAST = "DEQFLOW_FAST"
@@ -41,3 +43,16 @@ def record(**numbers: float | int | str | bool) -> None:
 def as_text(value: float | int | str) -> str:
     """A recorded value as shown: four digits of a float."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(rows: Sequence[Mapping[str, float | int | str | bool]]) -> Markdown:
+    """Rows as a table to end a cell with; columns in the order of the first row, which each row must have.
+
+    Raises:
+        ValueError: there are no rows, or a row has other columns than the first.
+    """
+    if not rows or any(list(row) != list(rows[0]) for row in rows):
+        raise ValueError(f"table expects rows with the same columns, got {[list(row) for row in rows]}.")
+    lines = [[as_text(value) for value in row.values()] for row in rows]
+    align = ["---:" if isinstance(value, float | int) else "---" for value in rows[0].values()]
+    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in [list(rows[0]), align, *lines]))

@@ -177,6 +177,29 @@ def spreads(
     return figure
 
 
+def tradeoff(
+    series: Mapping[str, Mapping[str, tuple[float, float]]], *, cost: str, loss: str, title: str = ""
+) -> go.Figure:
+    """What is lost against what it costs, both on log scales: named points (cost, loss) of each series.
+
+    Args:
+        series: for each name in the legend, points by label; those that are not positive and finite are left out.
+        cost, loss: titles of the axes, with units.
+        title: of the figure.
+    """
+    figure = go.Figure()
+    for name, points in series.items():
+        shown = {k: point for k, point in points.items() if all(0 < value < math.inf for value in point)}
+        x, y = [point[0] for point in shown.values()], [point[1] for point in shown.values()]
+        labels = list(shown)
+        figure.add_scatter(x=x, y=y, text=labels, name=name, mode="markers+text", textposition="top center")
+    figure.update_traces(marker_size=9, textfont_size=10)
+    figure.update_layout(title=title, template="plotly_white", height=460, margin={"l": 60, "r": 20, "t": 50, "b": 50})
+    figure.update_xaxes(title=cost, type="log")
+    figure.update_yaxes(title=loss, type="log")
+    return figure
+
+
 def _panels(pictures: Mapping[str, Tensor], columns: int) -> tuple[Figure, list[Axes]]:
     """A grid with a titled panel for each picture, all of the first one's proportions."""
     columns = min(columns, len(pictures))

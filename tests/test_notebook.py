@@ -23,3 +23,19 @@ def test_record_displays_numbers_for_readers_and_for_reports(monkeypatch):
 def test_record_refuses_what_json_would_not_hold():
     with pytest.raises(TypeError, match=r"got list for errors: use .item\(\)"):
         notebook.record(errors=[1, 2])
+
+
+def test_a_table_has_a_column_for_each_name_and_four_digits():
+    text = notebook.table([{"name": "one", "px": 0.123456, "n": 7}, {"name": "two", "px": 2.0, "n": 8}]).data
+    assert text.splitlines() == [
+        "| name | px | n |",
+        "| --- | ---: | ---: |",
+        "| one | 0.1235 | 7 |",
+        "| two | 2 | 8 |",
+    ]
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}]])
+def test_a_table_needs_rows_of_the_same_columns(rows):
+    with pytest.raises(ValueError, match="same columns"):
+        notebook.table(rows)

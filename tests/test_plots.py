@@ -73,3 +73,12 @@ def test_figures_are_closed_so_that_a_notebook_shows_them_once(picture):
 
     plots.images({"picture": picture})
     assert plt.get_fignums() == []
+
+
+def test_tradeoff_labels_its_points_and_leaves_out_what_a_log_axis_cannot_show():
+    points = {"a": (1.0, 0.5), "exact": (9.0, 0.0), "unknown": (2.0, math.nan)}
+    figure = plots.tradeoff({"model": points}, cost="ms", loss="error", title="price")
+    (curve,) = figure.data
+    assert (curve.name, list(curve.x), list(curve.y), list(curve.text)) == ("model", [1.0], [0.5], ["a"])
+    assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "log")
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("ms", "error")

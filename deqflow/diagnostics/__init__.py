@@ -1,0 +1,43 @@
+"""Measure a fixed point: how contractive the map is, whether it is one point, what its gradients are worth and cost.
+
+Throughout, f maps states (B, ...) to states, each row a function of the same row alone; z is a state at which f is
+looked at, usually a fixed point; J = df/dz is its Jacobian there, one (N, N) matrix a sample. Nothing here knows of
+flow: what is "in pixels" is so because the norm in the caller's ``Stop`` says so. Every function keeps z's dtype;
+work in float64 where digits matter.
+"""
+
+from deqflow.diagnostics.gradients import (
+    ALL,
+    Audit,
+    Comparison,
+    Gradient,
+    Reference,
+    audit,
+    compare,
+    exact_gradient,
+    measure_gradient,
+)
+from deqflow.diagnostics.jacobian import JacobianNorm, SpectralRadius, anchored, jacobian_norm, spectral_radius
+from deqflow.diagnostics.memory import KeptForBackward
+from deqflow.diagnostics.paths import Path, PathIndependence, path_independence
+
+__all__ = [
+    "ALL",
+    "Audit",
+    "Comparison",
+    "Gradient",
+    "JacobianNorm",
+    "KeptForBackward",
+    "Path",
+    "PathIndependence",
+    "Reference",
+    "SpectralRadius",
+    "anchored",
+    "audit",
+    "compare",
+    "exact_gradient",
+    "jacobian_norm",
+    "measure_gradient",
+    "path_independence",
+    "spectral_radius",
+]
