@@ -5,6 +5,7 @@ Each function returns a figure, which a notebook shows when it ends a cell.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -115,16 +116,7 @@ def traces(solves: Mapping[str, SolverResult], *, title: str = "", unit: str = "
         # On a log axis an annotation is placed by the logarithm, unlike the line it belongs to.
         label = {"x": 1, "xref": "paper", "xanchor": "right", "y": math.log10(tolerance), "yanchor": "bottom"}
         figure.add_annotation(text=f"tolerance {tolerance:g} {unit}", showarrow=False, **label)
-    figure.update_layout(
-        title=title,
-        xaxis_title="evaluations of f",
-        yaxis_title=f"residual ({unit})",
-        yaxis_type="log",
-        template="plotly_white",
-        height=420,
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-    )
-    return figure
+    return _labelled(figure, title, {"title": "evaluations of f"}, {"title": f"residual ({unit})", "type": "log"})
 
 
 def lines(
@@ -134,15 +126,7 @@ def lines(
     figure = go.Figure()
     for name, values in curves.items():
         figure.add_scatter(x=list(positions), y=list(values), name=name, mode="lines+markers")
-    figure.update_layout(
-        title=title,
-        xaxis_title=x,
-        yaxis_title=y,
-        template="plotly_white",
-        height=420,
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-    )
-    return figure
+    return _labelled(figure, title, {"title": x}, {"title": y})
 
 
 def spreads(
@@ -166,15 +150,8 @@ def spreads(
         figure.add_scatter(
             x=list(x), y=values.mean(0), name=name, mode="lines+markers", legendgroup=name, line_color=color
         )
-    figure.update_layout(
-        title=title,
-        xaxis={"title": x_title, "type": "log", "tickvals": list(x)},
-        yaxis={"title": y_title, "type": "log"},
-        template="plotly_white",
-        height=420,
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-    )
-    return figure
+    evaluations = {"title": x_title, "type": "log", "tickvals": list(x)}
+    return _labelled(figure, title, evaluations, {"title": y_title, "type": "log"})
 
 
 def tradeoff(
@@ -188,16 +165,21 @@ def tradeoff(
         title: of the figure.
     """
     figure = go.Figure()
-    for name, points in series.items():
-        shown = {k: point for k, point in points.items() if all(0 < value < math.inf for value in point)}
+    for number, (name, points) in enumerate(series.items()):
+        known = {label: point for label, point in points.items() if all(0 < value < math.inf for value in point)}
+        shown = dict(sorted(known.items(), key=lambda item: item[1]))
         x, y = [point[0] for point in shown.values()], [point[1] for point in shown.values()]
-        labels = list(shown)
-        figure.add_scatter(x=x, y=y, text=labels, name=name, mode="markers+text", textposition="top center")
+        # Neighbours by cost, and series, have their labels on different sides.
+        sides = [f"{('top', 'bottom')[number % 2]} {('left', 'right')[i % 2]}" for i in range(len(shown))]
+        figure.add_scatter(x=x, y=y, text=list(shown), name=name, mode="markers+text", textposition=sides)
     figure.update_traces(marker_size=9, textfont_size=10)
-    figure.update_layout(title=title, template="plotly_white", height=460, margin={"l": 60, "r": 20, "t": 50, "b": 50})
-    figure.update_xaxes(title=cost, type="log")
-    figure.update_yaxes(title=loss, type="log")
-    return figure
+    return _labelled(figure, title, {"title": cost, "type": "log"}, {"title": loss, "type": "log"})
+
+
+def _labelled(figure: go.Figure, title: str, x: dict[str, Any], y: dict[str, Any]) -> go.Figure:
+    """The look that all curves have in common."""
+    margin = {"l": 60, "r": 20, "t": 50, "b": 50}
+    return figure.update_layout(title=title, xaxis=x, yaxis=y, template="plotly_white", height=420, margin=margin)
 
 
 def _panels(pictures: Mapping[str, Tensor], columns: int) -> tuple[Figure, list[Axes]]:

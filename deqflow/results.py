@@ -1,0 +1,42 @@
+"""Results files: json that says where it comes from, committed under ``reports/published``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def published(name: str) -> Path:
+    """Where the checkout keeps the results of an experiment."""
+    return Path(__file__).parents[1] / "reports" / "published" / f"{name}.json"
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Read a results file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No results at {path}: make them with python -m deqflow experiment {path.stem}.")
+    return json.loads(path.read_text())
+
+
+def save_results(results: dict[str, Any], path: str | Path) -> None:
+    """Write a results file: whole, or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(results, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def curves(results: dict[str, Any], quantity: str) -> dict[str, np.ndarray]:
+    """A quantity of the finished runs' curves, by variant: (seeds, evals)."""
+    by_variant: dict[str, list[list[float]]] = {}
+    for run in results["runs"]:
+        if "curve" in run:
+            by_variant.setdefault(run["variant"], []).append(run["curve"][quantity])
+    return {variant: np.array(values) for variant, values in by_variant.items()}
