@@ -1,17 +1,19 @@
-"""Command line: ``python -m deqflow flow | train | reproduce | report | convert``."""
+"""Command line: ``python -m deqflow flow | train | reproduce | report | convert | experiment | tables``."""
 
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 import deqflow
+from deqflow import tables
 from deqflow.colors import flow_to_rgb
+from deqflow.experiments import EXPERIMENTS, run_experiment
 from deqflow.recipes import RECIPES, reproduce
 from deqflow.training import Progress, TrainConfig, Trainer
 
@@ -151,6 +153,44 @@ class Convert:
         return 0
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """Run an experiment, many short trainings, and write its results; finished runs in the file are kept.
+
+    Attributes:
+        name: corrections or gradients.
+        out: the results file; reports/published/NAME.json if not given.
+    """
+
+    name: tyro.conf.Positional[str]
+    out: Path | None = None
+
+    def __call__(self) -> int:
+        """Run the command."""
+        if self.name not in EXPERIMENTS:
+            raise ValueError(f"No experiment {self.name!r}: expected one of {', '.join(EXPERIMENTS)}.")
+        out = self.out or Path("reports/published") / f"{self.name}.json"
+        run_experiment(self.name, EXPERIMENTS[self.name], out, _say_run)
+        print(f"Wrote {out}.")
+        return 0
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Fill in the tables of a markdown file from the committed results files.
+
+    Attributes:
+        file: with marks such as <!-- table: estimators --> and <!-- end -->.
+    """
+
+    file: tyro.conf.Positional[Path] = Path("README.md")
+
+    def __call__(self) -> int:
+        """Run the command."""
+        print(f"{self.file}: {'changed' if tables.update(self.file) else 'as it was'}.")
+        return 0
+
+
 def _load(model: str) -> deqflow.FlowEstimator:
     return deqflow.load_published(model) if model.endswith(".pth") else deqflow.load(model)
 
@@ -164,6 +204,11 @@ def _say(progress: Progress) -> None:
     _line(f"step {progress.step}: loss {progress.loss:.3f}; held-out error {errors}; {progress.seconds:.0f} s")
 
 
+def _say_run(run: dict[str, Any]) -> None:
+    outcome = run.get("failed") or f"held-out error {run['progress'][-1]['error_px']:.2f} px"
+    _line(f"{run['variant']}, seed {run['seed']}: {outcome} after {run['seconds']:.0f} s")
+
+
 def _literal(text: str) -> object:
     try:
         return json.loads(text)
@@ -173,13 +218,13 @@ def _literal(text: str) -> object:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends with a sentence and exit status 1 instead of a traceback."""
-    commands = Flow | Train | Reproduce | Report | Convert
+    commands = Flow | Train | Reproduce | Report | Convert | Experiment | Tables
     try:
         command: Callable[[], int] = tyro.cli(
             commands, prog="deqflow", description="Deep equilibrium optical flow.", args=arguments
         )
         return command()
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"deqflow: {error}", file=sys.stderr)
         return 1
 
