@@ -230,7 +230,8 @@ class Trainer:
         """The estimator's output, and what the Jacobian at its fixed point adds to the loss."""
         # Masks are drawn by seed and step, like all else: a run that goes on draws what it would have drawn.
         generator = torch.Generator().manual_seed(int(draw.integers(2**63)))
-        padding = Padding(*image1.shape[-2:], STRIDE)
+        height, width = image1.shape[-2:]
+        padding = Padding(height, width, STRIDE)
         f, z0 = self.estimator.fixed_point_map(padding.pad(image1), padding.pad(image2), generator=generator)
         output = self.estimator.solve_map(f, z0, stop=stop, padding=padding)
         weight = self.config.jacobian_weight
