@@ -95,7 +95,7 @@ def scipy_solver(method: Literal["krylov", "anderson"] = "krylov") -> ScipySolve
     Use it wherever a rule is expected. It runs on the CPU in float64, a sample at a time (f is still called
     on the whole batch, so a batch of B costs B times as much), and cannot be unrolled. Budget, tolerance,
     best iterate and trace mean what they mean in :func:`deqflow.solvers.solve`; the evaluations of SciPy's
-    inner loops and line searches count like all others.
+    inner loops and line searches count like all others. ``on_eval`` sees a row at a time, numbered from 1 each.
 
     Args:
         method: "krylov" (Newton-Krylov) or "anderson".
