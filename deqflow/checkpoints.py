@@ -87,7 +87,7 @@ def load(name_or_path: str | Path) -> FlowEstimator:
         raise FileNotFoundError(
             f"No model {str(name_or_path)!r}: expected one of {', '.join(SHIPPED)}, or the path of a checkpoint."
         )
-    config, _ = read_metadata(path)
+    config, recipe = read_metadata(path)
     if config.size not in tuple(SIZES):  # a damaged file's size may be of any type
         raise CheckpointError(f"{path} was made for an unknown size {config.size!r}: update deqflow.")
     try:
@@ -95,6 +95,7 @@ def load(name_or_path: str | Path) -> FlowEstimator:
         estimator.load_state_dict(load_file(path), strict=True)
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
+    estimator.origin = str(recipe.get("origin", "")) if isinstance(recipe, dict) else ""
     return estimator.eval()
 
 

@@ -81,6 +81,7 @@ def test_convert_writes_what_load_reads_and_says_what_it_was(tmp_path, pictures,
     with torch.no_grad():
         expected = deqflow.load_published(tmp_path / "published.pth")(*images).flow
         assert torch.equal(deqflow.load(target)(*images).flow, expected)
+    assert deqflow.load(target).origin == "RAFT-small"
     assert read_metadata(target)[1] == {"origin": "RAFT-small", "file": "published.pth"}
 
 
