@@ -6,6 +6,7 @@ flow: what is "in pixels" is so because the norm in the caller's ``Stop`` says s
 work in float64 where digits matter.
 """
 
+from deqflow.diagnostics.calibration import Sparsification, rank_correlation, sparsification
 from deqflow.diagnostics.gradients import (
     ALL,
     Audit,
@@ -18,8 +19,17 @@ from deqflow.diagnostics.gradients import (
     measure_gradient,
 )
 from deqflow.diagnostics.jacobian import JacobianNorm, SpectralRadius, anchored, jacobian_norm, spectral_radius
-from deqflow.diagnostics.memory import KeptForBackward
+from deqflow.diagnostics.memory import KeptForBackward, LiveTensors
 from deqflow.diagnostics.paths import Path, PathIndependence, path_independence
+from deqflow.diagnostics.trajectories import (
+    Projection,
+    Recording,
+    Trajectory,
+    asymptotic_alignment,
+    principal_components,
+    record_trajectories,
+    separation,
+)
 
 __all__ = [
     "ALL",
@@ -28,16 +38,27 @@ __all__ = [
     "Gradient",
     "JacobianNorm",
     "KeptForBackward",
+    "LiveTensors",
     "Path",
     "PathIndependence",
+    "Projection",
+    "Recording",
     "Reference",
+    "Sparsification",
     "SpectralRadius",
+    "Trajectory",
     "anchored",
+    "asymptotic_alignment",
     "audit",
     "compare",
     "exact_gradient",
     "jacobian_norm",
     "measure_gradient",
     "path_independence",
+    "principal_components",
+    "rank_correlation",
+    "record_trajectories",
+    "separation",
+    "sparsification",
     "spectral_radius",
 ]

@@ -1,10 +1,12 @@
-"""What autograd keeps for backward, in bytes."""
+"""What autograd keeps for backward, and what tensors take at most, in bytes."""
 
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Held:
@@ -53,3 +55,53 @@ class KeptForBackward:
         not_ours = {tensor.untyped_storage().data_ptr() for tensor in self._apart_from}
         storages = [held.tensor.untyped_storage() for held in self._held]
         return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in not_ours}.values())
+
+
+class LiveTensors(TorchDispatchMode):
+    """Bytes of the tensors that operations inside a ``with`` block make: now, and at most so far.
+
+    Tensors from outside the block do not count. What an operation takes for itself while it runs is not seen, nor
+    what PyTorch's allocator holds in reserve. Works on any device, backward passes included; slows operations down.
+
+    Attributes:
+        now: bytes of the tensors that are alive.
+        peak: the most there were since the block was entered, or since :meth:`reset_peak`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given:  # no view of what is there already
+                self._see(storage)
+        return out
+
+    def reset_peak(self) -> None:
+        """Count the peak from here on."""
+        self.peak = self.now
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += self._sizes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = list(values.values())
+    return [t for value in values for t in _tensors(value)] if isinstance(values, (tuple, list)) else []
