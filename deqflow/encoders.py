@@ -1,10 +1,14 @@
 """Convolutional encoders: images (B, 3, H, W) in -1..1 -> features (B, C, H/8, W/8) (RAFT, section 3.1)."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 Norm = Literal["instance", "batch", "none"]
 
@@ -118,3 +122,48 @@ class Encoder(nn.Module):
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def checkpointed(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Encode and keep the images alone for backward, which encodes them again (Chen et al. 2016).
+
+    One image at a time, so that the activations of one are alive at once; all together where batch normalisation
+    wants the statistics of all. These are updated once, in forward.
+
+    Args:
+        encoder: a module (B, 3, H, W) -> (B, C, h, w).
+        images: (B, 3, H, W).
+    """
+    together = any(isinstance(module, _BatchNorm) and module.training for module in encoder.modules())
+
+    def encode(batch: Tensor) -> Tensor:
+        return checkpoint(
+            encoder,
+            batch,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(encoder)),
+        )
+
+    return encode(images) if together else torch.cat([encode(image[None]) for image in images])
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation leaves its running statistics as they are."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [
+        (norm.num_batches_tracked, int(norm.num_batches_tracked))
+        for norm in norms
+        if norm.num_batches_tracked is not None
+    ]
+    for norm in norms:
+        norm.momentum = 0.0  # the weight of the new statistics in the running ones
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for count, before in counts:
+            count.fill_(before)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deqflow.correlation import CorrelationPyramid
+from deqflow.correlation import Correlation, CorrelationName, correlate
+from deqflow.encoders import checkpointed
 from deqflow.equilibrium import Equilibrium
+from deqflow.flow_map import FlowMap
 from deqflow.geometry import Padding, upsample_bilinear, upsample_convex
 from deqflow.sizes import EstimatorConfig
 from deqflow.solvers import FixedPointMap, Rule, SolverResult, Stop, rms
@@ -21,6 +23,7 @@ from deqflow.updates import UpdateOperator
 
 STRIDE = 8
 SMALLEST_SIDE = 16
+ONE_AT_A_TIME = 2**20  # pixels of a batch of images; larger ones are encoded singly, for their activations' sake
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class FlowEstimator(nn.Module):
         context_channels: how many channels of the encoder's output are context.
         levels, radius: of the correlation lookup.
         recurrent, all_gradients, dropout: as in :class:`deqflow.sizes.EstimatorConfig`.
+        correlation: how lookups are computed, see :func:`deqflow.correlation.correlate`; may be changed at any time.
+        checkpoint_encoders: keep the encoders' inputs for backward instead of their activations, which are computed
+            again, an image at a time: less memory, more time. May be changed at any time.
         config: stored in checkpoints; None for a model put together by hand.
         origin: where published weights come from, in words.
 
@@ -113,6 +119,8 @@ class FlowEstimator(nn.Module):
         recurrent: bool = False,
         all_gradients: bool = False,
         dropout: float = 0.0,
+        correlation: CorrelationName = "auto",
+        checkpoint_encoders: bool = False,
         config: EstimatorConfig | None = None,
         origin: str = "",
     ) -> None:
@@ -123,6 +131,8 @@ class FlowEstimator(nn.Module):
         self.update, self.upsampler, self.equilibrium = update, upsampler, equilibrium
         self.context_channels, self.levels, self.radius = context_channels, levels, radius
         self.recurrent, self.all_gradients, self.dropout = recurrent, all_gradients, dropout
+        self.correlation: CorrelationName = correlation
+        self.checkpoint_encoders = checkpoint_encoders
         self.config, self.origin = config, origin
 
     def forward(
@@ -177,48 +187,33 @@ class FlowEstimator(nn.Module):
 
     def fixed_point_map(
         self, image1: Tensor, image2: Tensor, *, generator: torch.Generator | None = None
-    ) -> tuple[FixedPointMap, Tensor]:
+    ) -> tuple[FlowMap, Tensor]:
         """Return the map f of a pair and the model's own start z0, both on packed states.
 
-        The images are as in :meth:`forward`, with sides that divide by 8. f is a pure function: it may be
-        called as often and from wherever one likes. Dropout's masks are drawn here, once.
+        The images are as in :meth:`forward`, with sides that divide by 8. Dropout's masks are drawn here, once.
         """
-        pyramid, hidden, context = self.encode(image1, image2)
+        correlation, hidden, context = self.encode(image1, image2)
         lookup_mask = self._dropout_mask(hidden, self.levels * (2 * self.radius + 1) ** 2, generator)
         context_mask = self._dropout_mask(hidden, self.context_channels, generator)
-        prepared = self.update.prepare(context if context_mask is None else context * context_mask)
-        device = hidden.device.type
-
-        def f(z: Tensor) -> Tensor:
-            state = self._unpack(z)
-            flow = state.flow if self.all_gradients else state.flow.detach()
-            # Autocast must not keep casts made while no graph was recorded: later ones would lose their gradient.
-            with torch.autocast(
-                device,
-                dtype=torch.get_autocast_dtype(device),
-                enabled=torch.is_autocast_enabled(device),
-                cache_enabled=False,
-            ):
-                correlation = pyramid.lookup(flow)
-                if lookup_mask is not None:
-                    correlation = correlation * lookup_mask
-                new_hidden, increment = self.update(state.hidden, flow, correlation, prepared)
-            return torch.cat([new_hidden.to(z.dtype), flow + increment.to(z.dtype)], 1)
-
+        f = FlowMap(
+            correlation,
+            context if context_mask is None else context * context_mask,
+            self.update,
+            all_gradients=self.all_gradients,
+            mask=lookup_mask,
+        )
         flow = hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:])
         return f, torch.cat([hidden, flow], 1)
 
-    def encode(self, image1: Tensor, image2: Tensor) -> tuple[CorrelationPyramid, Tensor, Tensor]:
-        """Return the correlation pyramid, the hidden state's start and the context of a pair, the latter
-        (B, C, h, w) each.
-        """
+    def encode(self, image1: Tensor, image2: Tensor) -> tuple[Correlation, Tensor, Tensor]:
+        """Return the correlation, the hidden state's start and the context of a pair, the latter (B, C, h, w) each."""
         images = torch.cat([image1, image2]) * (2 / 255) - 1
-        encoded = self.feature_encoder(images)
+        encoded = self._run_encoder(self.feature_encoder, images)
         if self.context_encoder is None:
             features, shared = encoded.tensor_split([encoded.shape[1] - self._encoded_context], 1)
             context = shared[: len(image1)]
         else:
-            features, context = encoded, self.context_encoder(images[: len(image1)])
+            features, context = encoded, self._run_encoder(self.context_encoder, images[: len(image1)])
         if self.recurrent:
             hidden, context = context.split([self.update.hidden_channels, self.context_channels], 1)
             hidden = hidden.to(image1.dtype).tanh()
@@ -226,8 +221,15 @@ class FlowEstimator(nn.Module):
             hidden = image1.new_zeros(len(image1), self.update.hidden_channels, *context.shape[-2:])
         features1, features2 = features.to(image1.dtype).chunk(2)
         with torch.autocast(hidden.device.type, enabled=False):  # half precision costs too much here
-            pyramid = CorrelationPyramid(features1, features2, levels=self.levels, radius=self.radius)
-        return pyramid, hidden, context.relu()
+            correlation = correlate(features1, features2, levels=self.levels, radius=self.radius, kind=self.correlation)
+        return correlation, hidden, context.relu()
+
+    def _run_encoder(self, encoder: nn.Module, images: Tensor) -> Tensor:
+        if self.checkpoint_encoders and torch.is_grad_enabled():
+            return checkpointed(encoder, images)
+        if not torch.is_grad_enabled() and images[:, 0].numel() > ONE_AT_A_TIME:
+            return torch.cat([encoder(image[None]) for image in images])
+        return encoder(images)
 
     def _dropout_mask(self, like: Tensor, channels: int, generator: torch.Generator | None) -> Tensor | None:
         """Variational dropout (Gal and Ghahramani 2016): which channels stay, scaled to keep the mean, (B, C, 1, 1)."""

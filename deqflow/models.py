@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import get_args
 
+from deqflow.correlation import CorrelationName
 from deqflow.encoders import Encoder
 from deqflow.equilibrium import Equilibrium, GradientMode, Phantom, Unrolled
 from deqflow.estimator import BilinearUpsampler, ConvexUpsampler, FlowEstimator, flow_residual
@@ -29,6 +30,8 @@ def build(
     train_evals: int | None = None,
     max_evals: int | None = None,
     atol: float | None = None,
+    correlation: CorrelationName = "auto",
+    checkpoint_encoders: bool = False,
 ) -> FlowEstimator:
     """Build an estimator with random weights (use ``torch.manual_seed``), in training mode.
 
@@ -53,6 +56,8 @@ def build(
         max_evals: budget in evaluation; 40, or 12 if recurrent, if not given.
         atol: tolerance in evaluation, RMS change of the flow in full-size pixels; 0.02, or 0 (no early stop)
             if recurrent, if not given.
+        correlation: "volume", "sampled", or "auto" (:func:`deqflow.correlation.correlate`); not stored in checkpoints.
+        checkpoint_encoders: trade time for memory in training (:class:`FlowEstimator`); not stored in checkpoints.
 
     Raises:
         ValueError: size or update is not known, or a number is out of its range.
@@ -82,7 +87,9 @@ def build(
         corrections=(None if recurrent else 1) if corrections is None else corrections,
         eval_stop=Stop(max_evals=config.max_evals, atol=config.atol, norm=flow_residual),
     )
-    return _assemble(config, equilibrium, update if callable(update) else None)
+    estimator = _assemble(config, equilibrium, update if callable(update) else None)
+    estimator.correlation, estimator.checkpoint_encoders = correlation, checkpoint_encoders
+    return estimator
 
 
 def _assemble(config: EstimatorConfig, equilibrium: Equilibrium, factory: UpdateFactory | None) -> FlowEstimator:

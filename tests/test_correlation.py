@@ -6,7 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deqflow.correlation import CorrelationPyramid, all_pairs, window
+import deqflow.correlation
+from deqflow.correlation import CorrelationPyramid, SampledCorrelation, all_pairs, correlate, volume_bytes, window
+
+KINDS = pytest.mark.parametrize("kind", [CorrelationPyramid, SampledCorrelation])
 
 
 def features(height, width, *, batch=2, channels=3, seed=0, dtype=torch.float64):
@@ -51,12 +54,13 @@ def test_all_pairs_are_inner_products_over_the_root_of_the_channels(height, widt
 @pytest.mark.parametrize(
     ("height", "width", "levels", "radius"), [(16, 24, 4, 4), (17, 23, 4, 3), (5, 7, 2, 2), (2, 3, 1, 4)]
 )
-def test_the_lookup_equals_rafts_with_grid_sample(generator, height, width, levels, radius):
+@KINDS
+def test_the_lookup_equals_rafts_with_grid_sample(generator, kind, height, width, levels, radius):
     first, second = features(height, width)
     flow = 4 * torch.randn(2, 2, height, width, generator=generator, dtype=torch.float64)
     flow[0, :, 0, 0] = torch.tensor([30.0, -20.0])  # outside
     flow[1, :, 1, 1] = 2.0  # whole pixels
-    got = CorrelationPyramid(first, second, levels=levels, radius=radius).lookup(flow)
+    got = kind(first, second, levels=levels, radius=radius).lookup(flow)
     assert got.shape == (2, levels * (2 * radius + 1) ** 2, height, width)
     torch.testing.assert_close(got, reference_lookup(first, second, flow, levels, radius), rtol=0, atol=1e-10)
 
@@ -71,14 +75,15 @@ def test_the_window_is_x_major():
     assert got.tolist() != by_y_then_x
 
 
-def test_a_true_displacement_is_found_at_its_place_in_the_window():
+@KINDS
+def test_a_true_displacement_is_found_at_its_place_in_the_window(kind):
     first = torch.eye(48, dtype=torch.float64).view(1, 48, 6, 8)  # each pixel its own channel
     second = first.roll((1, 2), (2, 3))  # 2 px to the right, 1 px down
-    found = CorrelationPyramid(first, second, levels=1, radius=3).lookup(torch.zeros(1, 2, 6, 8, dtype=torch.float64))
+    found = kind(first, second, levels=1, radius=3).lookup(torch.zeros(1, 2, 6, 8, dtype=torch.float64))
     middle = found[0, :, 2, 3]
     assert int(middle.argmax()) == (2 + 3) * 7 + (1 + 3)
     assert int((middle != 0).sum()) == 1
-    centred = CorrelationPyramid(first, second, levels=1, radius=0)
+    centred = kind(first, second, levels=1, radius=0)
     flow = torch.tensor([2.0, 1.0], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 6, 8)
     inside = centred.lookup(flow)[0, 0, :-1, :-2]
     torch.testing.assert_close(inside, torch.full_like(inside, 48**-0.5))
@@ -97,36 +102,42 @@ def test_outside_the_picture_the_window_is_zero():
 @pytest.mark.parametrize("distance", [50.0, 1e6, 1e18, 3e38, torch.inf])
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_flow_far_out_of_the_picture_sees_zeros(distance, sign, axis):
+@KINDS
+def test_a_flow_far_out_of_the_picture_sees_zeros(kind, distance, sign, axis):
     first, second = features(4, 6, dtype=torch.float32)
     flow = torch.zeros(2, 2, 4, 6)
     flow[:, axis] = sign * distance
-    pyramid = CorrelationPyramid(first, second, levels=1, radius=4)
+    pyramid = kind(first, second, levels=1, radius=4)
     assert torch.equal(pyramid.lookup(flow), torch.zeros(2, 81, 4, 6))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_nan_in_the_flow_shows_where_it_is_and_nowhere_else(axis):
+@KINDS
+def test_nan_in_the_flow_shows_where_it_is_and_nowhere_else(kind, axis):
     first, second = features(4, 6, dtype=torch.float32)
     flow = torch.zeros(2, 2, 4, 6)
     flow[1, axis, 2, 3] = torch.nan
-    found = CorrelationPyramid(first, second, levels=3, radius=2).lookup(flow)
+    found = kind(first, second, levels=3, radius=2).lookup(flow)
     spoilt = torch.isnan(found)
     assert spoilt[1, :, 2, 3].all()
     assert int(spoilt.sum()) == found.shape[1]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (1, 16), (15, 15)])
-def test_pictures_of_any_size_have_four_levels_without_nan(height, width):
+@KINDS
+def test_pictures_of_any_size_have_four_levels_without_nan(kind, height, width):
     first, second = features(height, width, dtype=torch.float32)
-    pyramid = CorrelationPyramid(first, second)
-    sides = [(max(1, height // 2**i), max(1, width // 2**i)) for i in range(4)]
-    assert [tuple(volume.shape[-2:]) for volume in pyramid.volumes] == sides
+    pyramid = kind(first, second)
     found = pyramid.lookup(torch.zeros(2, 2, height, width))
     assert found.shape == (2, 4 * 81, height, width)
     assert torch.isfinite(found).all()
     centre = found[:, 4 * 9 + 4]  # on the finest level, without flow: each pixel with itself
     torch.testing.assert_close(centre, (first * second).sum(1) / math.sqrt(3))
+
+
+def test_the_volume_has_a_side_of_at_least_one_pixel_at_every_level():
+    volumes = CorrelationPyramid(*features(3, 1), levels=4).volumes
+    assert [tuple(volume.shape) for volume in volumes] == [(2, 3, 3, 1), (2, 3, 1, 1), (2, 3, 1, 1), (2, 3, 1, 1)]
 
 
 @given(
@@ -153,22 +164,123 @@ def test_any_window_is_bilinear_by_definition(height, width, levels, radius, sca
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3)])
-def test_gradients_reach_features_and_flow_exactly(generator, height, width):
+@KINDS
+def test_gradients_reach_features_and_flow_exactly(generator, kind, height, width):
     first, second = (f.requires_grad_() for f in features(height, width, batch=1))
     # Away from whole pixels of every level, where a bilinear sample has a kink.
     flow = 0.2 + 0.1 * torch.rand(1, 2, height, width, generator=generator, dtype=torch.float64)
 
     def lookup(first, second, flow):
-        return CorrelationPyramid(first, second, levels=2, radius=1).lookup(flow)
+        return kind(first, second, levels=2, radius=1).lookup(flow)
 
     assert torch.autograd.gradcheck(lookup, (first, second, flow.requires_grad_()))
+    assert torch.autograd.gradgradcheck(lookup, (first, second, flow))
 
 
-def test_looking_up_changes_nothing_and_repeats_itself():
+@KINDS
+def test_looking_up_changes_nothing_and_repeats_itself(kind):
     first, second = features(3, 5, dtype=torch.float32)
-    pyramid = CorrelationPyramid(first, second, levels=2, radius=2)
-    before = [volume.clone() for volume in pyramid.volumes]
+    before = first.clone(), second.clone()
+    pyramid = kind(first, second, levels=2, radius=2)
     flow = torch.full((2, 2, 3, 5), 0.3)
     assert torch.equal(pyramid.lookup(flow), pyramid.lookup(flow))
-    assert all(torch.equal(a, b) for a, b in zip(before, pyramid.volumes, strict=True))
+    assert torch.equal(first, before[0])
+    assert torch.equal(second, before[1])
     assert torch.equal(flow, torch.full((2, 2, 3, 5), 0.3))
+
+
+def smooth(height, width, scale, seed):
+    """A flow whose neighbours differ little, with a step along the middle column."""
+    coarse = scale * features(3, 4, channels=2, seed=seed)[0]
+    flow = F.interpolate(coarse, (height, width), mode="bilinear")
+    flow[..., width // 2 :] += 2 * scale
+    return flow
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 4.0, 40.0])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 17), (23, 30)])
+@pytest.mark.parametrize("levels_radius", [(4, 4), (2, 1)])
+def test_without_the_volume_values_and_gradients_are_the_same(scale, height, width, levels_radius):
+    levels, radius = levels_radius
+    inputs = [*features(height, width, channels=5), smooth(height, width, scale, seed=1)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    found = [
+        kind(*inputs[:2], levels=levels, radius=radius).lookup(inputs[2])
+        for kind in (CorrelationPyramid, SampledCorrelation)
+    ]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
+    direction = torch.randn(found[0].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected, got = (torch.autograd.grad(values, inputs, direction) for values in found)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+@given(seed=st.integers(0, 999), scale=st.sampled_from([0.1, 1.0, 6.0, 30.0]), chunk=st.sampled_from([1, 3000, 10**9]))
+@settings(max_examples=25, deadline=None)
+def test_without_the_volume_how_pixels_are_grouped_does_not_matter(seed, scale, chunk):
+    first, second = features(10, 13, seed=seed)
+    flow = scale * features(10, 13, channels=2, seed=seed + 1)[0]
+    expected = CorrelationPyramid(first, second, levels=3, radius=2).lookup(flow)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deqflow.correlation.sampled, "CHUNK", chunk)
+        found = SampledCorrelation(first, second, levels=3, radius=2).lookup(flow)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_gradients_that_are_not_asked_for_are_not_needed():
+    first, second = features(9, 9)
+    flow = torch.zeros(2, 2, 9, 9, dtype=torch.float64)
+    for wanted in (first, second):
+        pyramid = SampledCorrelation(*(f.detach().requires_grad_(f is wanted) for f in (first, second)))
+        pyramid.lookup(flow).sum().backward()
+
+
+def test_autocast_does_not_reach_the_inner_products():
+    first, second = features(9, 9, dtype=torch.float32)
+    flow = torch.zeros(2, 2, 9, 9)
+    found = SampledCorrelation(first, second)
+    plain = found.lookup(flow)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(found.lookup(flow), plain)
+
+
+@KINDS
+def test_a_subset_of_the_samples_sees_what_it_saw_before(generator, kind):
+    first, second = features(5, 7, batch=4)
+    flow = torch.randn(4, 2, 5, 7, generator=generator, dtype=torch.float64)
+    pyramid = kind(first, second, levels=2, radius=2)
+    whole = pyramid.lookup(flow)
+    rows = torch.tensor([3, 1, 0])
+    part = pyramid.subset(rows)
+    torch.testing.assert_close(part.lookup(flow[rows]), whole[rows], rtol=0, atol=1e-12)
+    again = torch.tensor([0, 2])
+    torch.testing.assert_close(part.subset(again).lookup(flow[rows][again]), whole[rows][again], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "made"), [("volume", CorrelationPyramid), ("sampled", SampledCorrelation)])
+def test_a_kind_of_correlation_can_be_asked_for(kind, made):
+    assert isinstance(correlate(*features(4, 4), kind=kind), made)
+
+
+def test_by_itself_the_volume_is_taken_up_to_its_limit(monkeypatch):
+    first, second = features(6, 5, batch=3, dtype=torch.float32)
+    assert volume_bytes(first, 3) == sum(v.nbytes for v in CorrelationPyramid(first, second, levels=3).volumes)
+    assert deqflow.correlation.VOLUME_LIMIT == 2**30
+    monkeypatch.setattr(deqflow.correlation, "VOLUME_LIMIT", volume_bytes(first, 3))
+    assert isinstance(correlate(first, second, levels=3), CorrelationPyramid)
+    monkeypatch.setattr(deqflow.correlation, "VOLUME_LIMIT", volume_bytes(first, 3) - 1)
+    assert isinstance(correlate(first, second, levels=3), SampledCorrelation)
+
+
+def test_an_unknown_kind_of_correlation_is_refused():
+    with pytest.raises(ValueError, match="Unknown correlation 'sparse': expected one of auto, volume, sampled"):
+        correlate(*features(2, 2), kind="sparse")
+
+
+def test_backward_keeps_no_volume():
+    first, second = (f.requires_grad_() for f in features(24, 24, dtype=torch.float32))
+    flow = torch.zeros(2, 2, 24, 24)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        SampledCorrelation(first, second, levels=1, radius=1).lookup(flow)
+    assert max(saved) <= 2 * 24 * 24 * 9  # features, positions: nothing of the size of 2 (24 x 24)^2

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deqflow.encoders import BottleneckBlock, Encoder, InstanceNorm, ResidualBlock
+from deqflow.diagnostics import KeptForBackward
+from deqflow.encoders import BottleneckBlock, Encoder, InstanceNorm, ResidualBlock, checkpointed
 
 WIDTHS = (8, 8, 12, 16)
 
@@ -135,3 +136,38 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     assert all(torch.equal(first[name], second[name]) for name in first)
     torch.manual_seed(1)
     assert not torch.equal(Encoder(widths=WIDTHS, outputs=10, norm="none").stem.weight, first["stem.weight"])
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "none"])
+@pytest.mark.parametrize("training", [True, False])
+def test_checkpointing_changes_neither_values_nor_gradients_nor_statistics(generator, norm, training):
+    batch = images(generator, 3, 24, 16)
+    plain, lean = make(norm).train(training), make(norm).train(training)
+    first, second = plain(batch), checkpointed(lean, batch)
+    direction = torch.randn(first.shape, generator=generator)
+    (first * direction).sum().backward()
+    (second * direction).sum().backward()
+    torch.testing.assert_close(second, first, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+    for (name, ours), theirs in zip(lean.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+    assert all(module.momentum == 0.1 for module in lean.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_checkpointing_keeps_the_images_alone(generator):
+    batch = images(generator, 2, 32, 32)
+    with KeptForBackward(apart_from=make("instance").parameters()) as plain:
+        features = make("instance")(batch)
+    with KeptForBackward() as lean:
+        features = checkpointed(make("instance"), batch)
+    assert features.requires_grad
+    assert lean.bytes <= 2 * batch.nbytes < plain.bytes / 4
+
+
+@pytest.mark.parametrize(("norm", "at_once"), [("instance", 1), ("batch", 3)])
+def test_checkpointing_takes_an_image_at_a_time_unless_statistics_need_all(generator, norm, at_once):
+    encoder, seen = make(norm), []
+    encoder.stem.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    checkpointed(encoder, images(generator, 3, 16, 16)).sum().backward()
+    assert seen == 2 * (3 // at_once) * [at_once]  # forward, and again in backward

@@ -10,7 +10,6 @@ Words used throughout: an *evaluation* is one call of ``f``; the *residual* of a
 
 from deqflow.solvers.loop import (
     Evaluation,
-    FixedPointMap,
     Iterate,
     OutsideSolver,
     Rule,
@@ -22,6 +21,7 @@ from deqflow.solvers.loop import (
     rms,
     solve,
 )
+from deqflow.solvers.maps import FixedPointMap, SubsetMap
 from deqflow.solvers.outside import ScipySolver, scipy_solver
 from deqflow.solvers.rules import Anderson, Broyden, Picard
 
@@ -40,6 +40,7 @@ __all__ = [
     "Status",
     "StepRule",
     "Stop",
+    "SubsetMap",
     "rms",
     "scipy_solver",
     "solve",

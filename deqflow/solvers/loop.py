@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-FixedPointMap = Callable[[Tensor], Tensor]
+from deqflow.solvers.maps import ActiveRows, FixedPointMap
 
 
 def rms(x: Tensor) -> Tensor:
@@ -253,7 +253,8 @@ def solve(
     on. Runs in the caller's gradient mode; wrap in ``torch.no_grad()`` unless the steps are to be unrolled.
 
     Args:
-        f: the map, (B, ...) -> (B, ...), each row a function of the same row alone.
+        f: the map, (B, ...) -> (B, ...), each row a function of the same row alone. If it has a method
+            ``subset(rows)`` (:class:`SubsetMap`) and no graph is recorded, frozen samples are left out of it.
         z0: start, (B, ...), floating point.
         rule: Picard, Anderson, Broyden, or a solver from outside (:func:`deqflow.solvers.scipy_solver`).
         stop: budget and tolerance.
@@ -273,8 +274,9 @@ def solve(
         return rule.solve(f, z0, stop, keep, on_eval)
     record = Record(z0, stop, keep, rule.reports_best)
     z, memory = z0, rule.init(z0)
+    evaluate = ActiveRows(f)
     while True:
-        fz = f(z)
+        fz = evaluate(z, record.active, record.reported.fz)
         evaluation = record.add(z, fz)
         if on_eval is not None:
             on_eval(evaluation)

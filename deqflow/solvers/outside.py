@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deqflow.solvers.loop import Evaluation, FixedPointMap, Iterate, Record, SolverResult, Stop
+from deqflow.solvers.loop import Evaluation, Iterate, Record, SolverResult, Stop
+from deqflow.solvers.maps import FixedPointMap, SubsetMap
 
 METHODS = ("krylov", "anderson")
 
@@ -62,12 +63,13 @@ class ScipySolver:
         from scipy.optimize import root
 
         record = Record(z0[row : row + 1], stop, keep, reports_best=True)
+        alone = f.subset(torch.tensor([row], device=z0.device)) if isinstance(f, SubsetMap) else None
 
         def g(x):  # SciPy's side of the border: a flat float64 array in, f(z) - z out
             z = torch.as_tensor(x, dtype=z0.dtype, device=z0.device).view_as(z0[row : row + 1])
-            # f closes over the whole batch (its images), so the other rows ride along at their start.
-            batch = torch.cat([z0[:row], z, z0[row + 1 :]])
-            fz = f(batch)[row : row + 1]
+            # An f without subset closes over the whole batch: the other rows ride along at their start.
+            others = z0[:row], z0[row + 1 :]
+            fz = alone(z) if alone else f(torch.cat([others[0], z, others[1]]))[row : row + 1]
             evaluation = record.add(z, fz)
             if on_eval is not None:
                 on_eval(evaluation)
@@ -92,9 +94,9 @@ class ScipySolver:
 def scipy_solver(method: Literal["krylov", "anderson"] = "krylov") -> ScipySolver:
     """Return a solver that hands f to ``scipy.optimize.root``: the proof that any black-box solver will do.
 
-    Use it wherever a rule is expected. It runs on the CPU in float64, a sample at a time (f is still called
-    on the whole batch, so a batch of B costs B times as much), and cannot be unrolled. Budget, tolerance,
-    best iterate and trace mean what they mean in :func:`deqflow.solvers.solve`; the evaluations of SciPy's
+    Use it wherever a rule is expected. It runs on the CPU in float64, a sample at a time (an f without ``subset``
+    is called on the whole batch, so that a batch of B costs B times as much), and cannot be unrolled. Budget,
+    tolerance, best iterate and trace mean what they mean in :func:`deqflow.solvers.solve`; the evaluations of SciPy's
     inner loops and line searches count like all others. ``on_eval`` sees a row at a time, numbered from 1 each.
 
     Args:

@@ -1,0 +1,50 @@
+"""Maps to solve, and how samples that are done stop costing time: f for those that go on, where f offers that."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+FixedPointMap = Callable[[Tensor], Tensor]
+FROZEN_SHARE = 0.25  # of the samples at hand; taking them out of f costs a little too
+
+
+@runtime_checkable
+class SubsetMap(Protocol):
+    """A map that offers itself for some of the samples alone, such as :class:`deqflow.flow_map.FlowMap`."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """f(z), (B, ...) -> (B, ...)."""
+        ...
+
+    def subset(self, rows: Tensor) -> "SubsetMap":
+        """The map of the samples ``rows``, (b,) integers: (b, ...) -> (b, ...)."""
+        ...
+
+
+class ActiveRows:
+    """f on whole batches, evaluated for the samples that are still active once enough of them are not.
+
+    Args:
+        f: the map. Without ``subset``, or where a graph is recorded, it is called on the whole batch.
+    """
+
+    def __init__(self, f: FixedPointMap) -> None:
+        self.f = self.part = f
+        self.rows: Tensor | None = None  # of the batch, that ``part`` is of; None: all
+
+    def __call__(self, z: Tensor, active: Tensor, frozen: Tensor) -> Tensor:
+        """Return f(z) for the active samples, (B,) booleans; the others may be ``frozen``, (B, ...), instead."""
+        if not torch.is_grad_enabled() and isinstance(self.part, SubsetMap):
+            self._shrink(self.part, active)
+        if self.rows is None:
+            return self.part(z)
+        return frozen.index_copy(0, self.rows, self.part(z[self.rows]))
+
+    def _shrink(self, part: SubsetMap, active: Tensor) -> None:
+        at_hand = active if self.rows is None else active[self.rows]
+        going_on = at_hand.nonzero().flatten()
+        if 0 < len(going_on) <= (1 - FROZEN_SHARE) * len(at_hand):
+            self.part = part.subset(going_on)
+            self.rows = going_on if self.rows is None else self.rows[going_on]

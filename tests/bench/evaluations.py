@@ -1,0 +1,110 @@
+"""Early stop, acceleration, the solvers' own time, and batches whose samples need unequal numbers of evaluations."""
+
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+
+import deqflow
+from bench.setting import Row, device, held_out, photographs, real_pairs, reference_base
+from deqflow import FlowEstimator
+from deqflow.datasets import FlowSample
+from deqflow.measure import alternate
+from deqflow.metrics import mean_endpoint_error
+from deqflow.solvers import Anderson, Broyden, Picard, Rule, Stop, solve
+
+TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)  # px
+RULES = {"Picard": Picard(), "Anderson": Anderson(), "Broyden": Broyden()}
+
+
+@torch.no_grad()
+def evaluations() -> list[Row]:
+    """Fewest mean evaluations, over tolerances in pixels, with a mean error within 1 % of that after 60."""
+    model = deqflow.load("deqflow-small").to(device()).eval()
+    pairs = real_pairs()
+    full = mean_of(model, pairs, Stop(max_evals=60, atol=0.0))[0]
+    rows = [Row(quantity=f"deqflow-small, {len(pairs)} real pairs: error after 60 evaluations", value=full, unit="px")]
+    for rule_name, rule in RULES.items():
+        best = None  # evaluations, error, tolerance
+        for atol in TOLERANCES:
+            error, spent = mean_of(model, pairs, Stop(max_evals=60, atol=atol), rule)
+            if error <= 1.01 * full and (best is None or spent < best[0]):
+                best = (spent, error, atol)
+        spent, error, atol = best or (60.0, full, 0.0)
+        rows.append(
+            Row(
+                quantity=f"{rule_name}: mean evaluations to within 1 %, tolerance {atol:g} px",
+                value=spent,
+                at_most=20.0,
+            )
+        )
+        rows.append(Row(quantity=f"{rule_name}: error there", value=error, unit="px"))
+    return [*rows, *overhead()]
+
+
+def mean_of(model: FlowEstimator, pairs: list[FlowSample], stop: Stop, rule: Rule | None = None) -> tuple[float, float]:
+    """Mean end-point error in px and mean evaluations spent."""
+    errors, spent = [], []
+    for pair in pairs:
+        image1, image2, flow, valid, _ = (tensor[None].to(device()) for tensor in pair)
+        output = model(image1, image2, stop=stop, rule=rule)
+        errors.append(float(mean_endpoint_error(output.flow, flow, valid)))
+        spent.append(float(output.solve.evals))
+    return statistics.mean(errors), statistics.mean(spent)
+
+
+def overhead(turns: int = 5) -> list[Row]:
+    """The solver's own time as a share of the time in f, base at 432x1024."""
+    f, z0 = reference_base().fixed_point_map(*photographs(432, 1024))
+    rows = []
+    for name, rule in RULES.items():
+        shares = []
+        for _ in range(turns):
+            inside = 0.0
+
+            def timed(z):
+                nonlocal inside
+                started = time.perf_counter()
+                fz = f(z)
+                if z.is_cuda:
+                    torch.cuda.synchronize()
+                inside += time.perf_counter() - started
+                return fz
+
+            started = time.perf_counter()
+            solve(timed, z0, rule, Stop(max_evals=8, atol=0.0))
+            shares.append((time.perf_counter() - started - inside) / inside)
+        share = sorted(shares)[turns // 2]
+        rows.append(Row(quantity=f"{name}: the solver's own time over that of f", value=share, at_most=0.1))
+    return rows
+
+
+@torch.no_grad()
+def uneven_batch(repeats: int = 5) -> list[Row]:
+    """One hard and seven easy pairs solved together against the same eight solved singly, encoders apart."""
+    model = deqflow.load("deqflow-small").to(device()).eval()
+    stop = replace(model.equilibrium.eval_stop, max_evals=40, atol=0.1)
+    samples = held_out(32)
+    images = [torch.stack([getattr(sample, name) for sample in samples]).to(device()) for name in ("image1", "image2")]
+    spent = model(*images, stop=stop).solve.evals
+    order = spent.argsort().tolist()
+    chosen = [*order[:7], order[-1]]
+    f, z0 = model.fixed_point_map(*(image[chosen] for image in images))
+    singles = [model.fixed_point_map(images[0][[i]], images[1][[i]]) for i in chosen]
+    timings = alternate(
+        {
+            "together": lambda: solve(f, z0, Picard(), stop),
+            "singly": lambda: [solve(g, z, Picard(), stop) for g, z in singles],
+        },
+        repeats=repeats,
+        device=device(),
+    )
+    evals = ", ".join(str(int(spent[i])) for i in chosen)
+    return [
+        Row(
+            quantity=f"one hard, seven easy pairs ({evals} evaluations): time together over singly",
+            value=timings.ratio("together", "singly"),
+            at_most=1.25,
+        )
+    ]
