@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from deqflow.solvers import FixedPointMap, Iterate, OutsideSolver, Picard, Rule, SolverResult, Stop, solve
+from deqflow.solvers import FixedPointMap, Iterate, OnEval, OutsideSolver, Picard, Rule, SolverResult, Stop, solve
 
 States = tuple[Tensor, ...]
 
@@ -232,19 +232,32 @@ class Equilibrium(nn.Module):
         return tuple(Correction(round(max_evals * (i + 1) / count)) for i in range(count))
 
     def forward(
-        self, f: FixedPointMap, z0: Tensor, *, rule: Rule | None = None, stop: Stop | None = None
+        self,
+        f: FixedPointMap,
+        z0: Tensor,
+        *,
+        rule: Rule | None = None,
+        stop: Stop | None = None,
+        on_eval: OnEval | None = None,
     ) -> tuple[States, SolverResult]:
         """Solve f(z) = z from z0, (B, ...); ``rule`` and ``stop`` replace the layer's own for this call.
 
+        ``on_eval``, as in :func:`deqflow.solvers.solve`, is for solves without a graph.
+
         Returns:
             The states, oldest first, (B, ...) each, and the :class:`SolverResult`.
+
+        Raises:
+            ValueError: ``on_eval`` is given and a graph is recorded.
         """
         rule = rule or self.rule
         stop = stop or (self.stop if self.training else self.eval_stop)
         modes = {correction.at: correction.gradient or self.gradient for correction in self.plan(stop.max_evals)}
         if not torch.is_grad_enabled():
-            result = solve(f, z0, rule, stop, keep=tuple(modes))
+            result = solve(f, z0, rule, stop, keep=tuple(modes), on_eval=on_eval)
             return tuple(iterate.fz for iterate in result.kept.values()), result
+        if on_eval is not None:
+            raise ValueError("on_eval expects a solve without a graph: call the model under torch.no_grad().")
         if all(mode is self.gradient for mode in modes.values()):
             return self.gradient.run(f, z0, rule, stop, tuple(modes))
         return _run(f, z0, rule, stop, modes)

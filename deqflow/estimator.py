@@ -8,9 +8,11 @@ differ in the gradient mode, in where the hidden state starts, and in what super
 import dataclasses
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deqflow.correlation import Correlation, CorrelationName, correlate
 from deqflow.encoders import checkpointed
@@ -18,7 +20,8 @@ from deqflow.equilibrium import Equilibrium
 from deqflow.flow_map import FlowMap
 from deqflow.geometry import Padding, upsample_bilinear, upsample_convex
 from deqflow.sizes import EstimatorConfig
-from deqflow.solvers import FixedPointMap, Rule, SolverResult, Stop, rms
+from deqflow.solvers import FixedPointMap, OnEval, Rule, SolverResult, Status, Stop, rms
+from deqflow.solvers.loop import per_sample
 from deqflow.updates import UpdateOperator
 
 STRIDE = 8
@@ -98,6 +101,8 @@ class FlowEstimator(nn.Module):
         correlation: how lookups are computed, see :func:`deqflow.correlation.correlate`; may be changed at any time.
         checkpoint_encoders: keep the encoders' inputs for backward instead of their activations, which are computed
             again, an image at a time: less memory, more time. May be changed at any time.
+        checkpoint_updates: the same for each evaluation that a graph is recorded of, and for each upsampling: their
+            states are kept. Made for recurrent training, where all are. May be changed at any time.
         config: stored in checkpoints; None for a model put together by hand.
         origin: where published weights come from, in words.
 
@@ -121,6 +126,7 @@ class FlowEstimator(nn.Module):
         dropout: float = 0.0,
         correlation: CorrelationName = "auto",
         checkpoint_encoders: bool = False,
+        checkpoint_updates: bool = False,
         config: EstimatorConfig | None = None,
         origin: str = "",
     ) -> None:
@@ -132,7 +138,7 @@ class FlowEstimator(nn.Module):
         self.context_channels, self.levels, self.radius = context_channels, levels, radius
         self.recurrent, self.all_gradients, self.dropout = recurrent, all_gradients, dropout
         self.correlation: CorrelationName = correlation
-        self.checkpoint_encoders = checkpoint_encoders
+        self.checkpoint_encoders, self.checkpoint_updates = checkpoint_encoders, checkpoint_updates
         self.config, self.origin = config, origin
 
     def forward(
@@ -144,6 +150,7 @@ class FlowEstimator(nn.Module):
         rule: Rule | None = None,
         stop: Stop | None = None,
         generator: torch.Generator | None = None,
+        on_eval: OnEval | None = None,
     ) -> FlowOutput:
         """Estimate the flow from ``image1`` to ``image2``.
 
@@ -154,18 +161,48 @@ class FlowEstimator(nn.Module):
             stop: budget and tolerance for this call; a tolerance is in full-size pixels unless the ``stop``
                 brings a norm of its own.
             generator: of dropout's masks in training, on the CPU; torch's own if not given.
+            on_eval: told of each evaluation of a solve without a graph; the solve ends where it returns True
+                (:func:`deqflow.solvers.solve`).
+
+        A sample whose images are not finite fails alone, with a warning: its flow is NaN and its status says so.
 
         Raises:
             TypeError: an image is no floating-point tensor.
-            ValueError: an image or the start has another shape, or an image is not finite.
+            ValueError: an image or the start has another shape; or images are not finite in training, where samples
+                share statistics, or in all samples.
         """
         check_images(image1, image2)
+        bad = not_finite(image1, image2)
+        if bool(bad.any()):
+            return self._without(bad, image1, image2, start=start, rule=rule, stop=stop, on_eval=on_eval)
         height, width = image1.shape[-2:]
         padding = Padding(height, width, STRIDE)
         f, z0 = self.fixed_point_map(padding.pad(image1), padding.pad(image2), generator=generator)
         if start is not None:
             z0 = self._pack_start(start, z0)
-        return self.solve_map(f, z0, rule=rule, stop=stop, padding=padding)
+        return self.solve_map(f, z0, rule=rule, stop=stop, padding=padding, on_eval=on_eval)
+
+    def _without(self, bad: Tensor, image1: Tensor, image2: Tensor, **options: Any) -> FlowOutput:
+        """The output of a batch some of whose samples cannot be used: theirs is NaN."""
+        numbers = ", ".join(str(int(i)) for i in bad.nonzero())
+        if self.training or bool(bad.all()):
+            raise ValueError(
+                f"Images must be finite, got NaN or infinity in sample {numbers}: replace them, for instance with "
+                "torch.nan_to_num."
+            )
+        warnings.warn(f"NaN or infinity in the images of sample {numbers}: its flow is NaN.", stacklevel=5)
+        flags = per_sample(bad, image1)
+        output = self(image1.masked_fill(flags, 0.0), image2.masked_fill(flags, 0.0), **options)
+        solve = output.solve
+        solve = dataclasses.replace(
+            solve,
+            z=solve.z.masked_fill(flags, torch.nan),
+            fz=solve.fz.masked_fill(flags, torch.nan),
+            residual=solve.residual.masked_fill(bad, torch.nan),
+            status=solve.status.masked_fill(bad, int(Status.NON_FINITE)),
+        )
+        flow = output.flow.masked_fill(flags, torch.nan)
+        return FlowOutput(flow, (flow,), self._unpack(solve.fz), solve)
 
     def solve_map(
         self,
@@ -175,12 +212,13 @@ class FlowEstimator(nn.Module):
         rule: Rule | None = None,
         stop: Stop | None = None,
         padding: Padding | None = None,
+        on_eval: OnEval | None = None,
     ) -> FlowOutput:
         """Solve a map of :meth:`fixed_point_map` from a packed state; ``padding`` is what its images were padded by."""
         if stop is not None and stop.norm is rms:
             stop = dataclasses.replace(stop, norm=flow_residual)
-        states, result = self.equilibrium(f, z0, rule=rule, stop=stop)
-        flows = tuple(self.upsampler(self._unpack(state)) for state in states)
+        states, result = self.equilibrium(f, z0, rule=rule, stop=stop, on_eval=on_eval)
+        flows = tuple(self._upsample(self._unpack(state)) for state in states)
         if padding is not None:
             flows = tuple(padding.crop(flow) for flow in flows)
         return FlowOutput(flows[-1], flows, self._unpack(states[-1]), result)
@@ -201,6 +239,7 @@ class FlowEstimator(nn.Module):
             self.update,
             all_gradients=self.all_gradients,
             mask=lookup_mask,
+            checkpoint=self.checkpoint_updates,
         )
         flow = hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:])
         return f, torch.cat([hidden, flow], 1)
@@ -231,6 +270,12 @@ class FlowEstimator(nn.Module):
             return torch.cat([encoder(image[None]) for image in images])
         return encoder(images)
 
+    def _upsample(self, state: FlowState) -> Tensor:
+        if self.checkpoint_updates and torch.is_grad_enabled():
+            again = lambda hidden, flow: self.upsampler(FlowState(hidden, flow))
+            return checkpoint(again, state.hidden, state.flow, use_reentrant=False, preserve_rng_state=False)
+        return self.upsampler(state)
+
     def _dropout_mask(self, like: Tensor, channels: int, generator: torch.Generator | None) -> Tensor | None:
         """Variational dropout (Gal and Ghahramani 2016): which channels stay, scaled to keep the mean, (B, C, 1, 1)."""
         if not self.training or self.dropout == 0:
@@ -257,7 +302,7 @@ class FlowEstimator(nn.Module):
 
 
 def check_images(image1: Tensor, image2: Tensor) -> None:
-    """Raise unless both are (B, 3, H, W), floating point, of one shape, at least 16 px a side, and finite."""
+    """Raise unless both are (B, 3, H, W), floating point, of one shape, at least 16 px a side."""
     for name, image in (("image1", image1), ("image2", image2)):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
@@ -279,16 +324,14 @@ def check_images(image1: Tensor, image2: Tensor) -> None:
         raise ValueError(
             f"Images must be at least {SMALLEST_SIDE} px a side, got {width}x{height} (width x height): enlarge them."
         )
-    for name, image in (("image1", image1), ("image2", image2)):
-        bad = ~torch.isfinite(image).flatten(1).all(1)
-        if bool(bad.any()):
-            raise ValueError(
-                f"{name} expects finite values, got NaN or infinity in sample {bad.nonzero()[0].item()}: "
-                "replace them, for instance with torch.nan_to_num."
-            )
     highest = float(torch.maximum(image1.max(), image2.max()))
     if 0 < highest <= 1:
         warnings.warn(
             f"Images are expected in 0..255, but the largest value is {highest:.3g}: multiply by 255 if they are 0..1.",
             stacklevel=5,  # past forward and two frames of nn.Module, to the line that calls the estimator
         )
+
+
+def not_finite(image1: Tensor, image2: Tensor) -> Tensor:
+    """Which samples have NaN or infinity in an image, (B,) booleans."""
+    return ~(torch.isfinite(image1) & torch.isfinite(image2)).flatten(1).all(1)

@@ -7,6 +7,7 @@ enough, the encoder is a shipped model's, frozen: what is trained, from random w
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -124,9 +125,7 @@ def run_experiment(
     results = {"experiment": name, "config": config, "runs": []}
     if out.exists():
         results = load_results(out)
-        # What was run before a setting existed had its default.
-        stored = results["config"] | {"config": asdict(TrainConfig()) | results["config"]["config"]}
-        results["config"] = json.loads(json.dumps(stored))
+        results["config"] |= {"config": complete(results["config"]["config"])}
         if results["config"] != config:
             raise ValueError(f"{out} holds an experiment of another configuration: use a new file, or delete it.")
     results["provenance"] = provenance(Path(__file__).parent)
@@ -220,6 +219,12 @@ def _stack(pairs: SyntheticPairs) -> FlowSample:
     return FlowSample(*(torch.stack(tensors) for tensors in zip(*(pairs[i] for i in range(len(pairs))), strict=True)))
 
 
+def complete(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored training configuration with today's settings: what was run before one existed had its default."""
+    defaults = asdict(TrainConfig())
+    return json.loads(json.dumps(defaults | stored | {"scenes": defaults["scenes"] | stored["scenes"]}))
+
+
 def _digest(estimator: FlowEstimator) -> str:
     weights = b"".join(tensor.numpy().tobytes() for tensor in estimator.state_dict().values())
     return hashlib.sha256(weights).hexdigest()
@@ -230,4 +235,10 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     plain = asdict(experiment)
     for name, variant in experiment.variants.items():
         plain["variants"][name]["gradient"]["kind"] = type(variant.gradient).__name__
-    return json.loads(json.dumps(plain, default=lambda function: function.__name__))
+    return json.loads(json.dumps(_limited(plain), default=lambda function: function.__name__))
+
+
+def _limited(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the limits that are infinite, which json cannot hold: no limit."""
+    kept = {name: value for name, value in settings.items() if value != math.inf}
+    return {name: _limited(value) if isinstance(value, dict) else value for name, value in kept.items()}

@@ -396,8 +396,8 @@ def test_the_same_seed_gives_the_same_bits():
         (torch.zeros(1, 1, 32, 40), ValueError, r"image\d expects shape .* got \(1, 1, 32, 40\)"),
         (torch.zeros(1, 3, 32, 48), ValueError, r"one size, got .*\(1, 3, 32, 48\).*crop or resize"),
         (torch.zeros(2, 3, 32, 40), ValueError, r"one size, got .*\(2, 3, 32, 40\)"),
-        (torch.full((1, 3, 32, 40), torch.nan), ValueError, r"image\d expects finite values, .* in sample 0"),
-        (torch.full((1, 3, 32, 40), -torch.inf), ValueError, r"image\d expects finite values, .* in sample 0"),
+        (torch.full((1, 3, 32, 40), torch.nan), ValueError, r"must be finite, .* in sample 0: replace them"),
+        (torch.full((1, 3, 32, 40), -torch.inf), ValueError, r"must be finite, .* in sample 0: replace them"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -409,11 +409,40 @@ def test_wrong_images_are_refused_with_advice(bad, error, sentence, first):
         assert str(caught.value).startswith("image1" if first else "image2")
 
 
-def test_the_sample_that_is_not_finite_is_named():
-    image1, image2 = pair(batch=3)
-    image2[2, 1, 5, 5] = torch.inf
-    with pytest.raises(ValueError, match="image2 expects finite values, got NaN or infinity in sample 2"):
-        make("mini")(image1, image2)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_sample_whose_image_is_not_finite_fails_alone_and_says_so(value, which):
+    estimator, images = make("mini").eval(), pair(batch=3)
+    images[which][2, 1, 5, 5] = value
+    seen = []
+    with pytest.warns(UserWarning, match="NaN or infinity in the images of sample 2: its flow is NaN") as caught:
+        output = estimate(estimator, images, on_eval=seen.append)
+    assert caught[0].filename == __file__
+    assert torch.isnan(output.flow[2]).all()
+    assert torch.isnan(output.state.flow[2]).all()
+    assert output.solve.status[2] == Status.NON_FINITE
+    with pytest.raises(deqflow.solvers.SolverError, match="NaN or infinity"):
+        output.solve.check()
+    alone = estimate(estimator, [image[:2] for image in images])
+    torch.testing.assert_close(output.flow[:2], alone.flow, rtol=1e-4, atol=1e-4)
+    assert seen
+    with pytest.raises(ValueError, match="must be finite, got NaN or infinity in sample 2"):
+        estimator.train()(*images)
+
+
+def test_a_solve_can_be_watched_and_ended():
+    estimator, seen = make("mini").eval(), []
+
+    def after_three(evaluation):
+        seen.append(evaluation.number)
+        return evaluation.number == 3
+
+    output = estimate(estimator, pair(), on_eval=after_three)
+    assert seen == [1, 2, 3]
+    assert output.solve.status.tolist() == [Status.INTERRUPTED]
+    assert torch.equal(output.flow, estimate(estimator, pair(), stop=Stop(max_evals=3, atol=0.0)).flow)
+    with pytest.raises(ValueError, match="on_eval expects a solve without a graph: call the model"):
+        estimator.train()(*pair(), on_eval=seen.append)
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 40), (40, 15), (1, 1)])

@@ -302,6 +302,27 @@ def test_on_eval_is_told_each_evaluation(rule):
 
 
 @every_rule
+def test_on_eval_ends_the_solve_where_it_returns_true(rule):
+    f, z0 = problem(batch=1)
+    result = solve(f, z0, rule, Stop(max_evals=9, atol=0.0), on_eval=lambda evaluation: evaluation.number == 4)
+    assert result.evals.tolist() == [4]
+    assert result.status.tolist() == [Status.INTERRUPTED]
+    assert_same(result, solve(f, z0, rule, Stop(max_evals=4, atol=0.0)))
+    with pytest.raises(SolverError, match="The time was up, or on_eval ended the solve"):
+        result.check()
+
+
+@every_rule
+def test_a_time_budget_stands_beside_the_evaluations(rule):
+    f, z0 = problem(batch=1)
+    result = solve(f, z0, rule, Stop(max_evals=500, atol=0.0, max_seconds=1e-9))
+    assert result.evals.tolist() == [1]  # the evaluation that exceeds it is the last
+    assert result.status.tolist() == [Status.INTERRUPTED]
+    assert torch.isfinite(result.z).all()
+    assert solve(f, z0, rule, Stop(max_evals=5, atol=0.0, max_seconds=3600)).status.tolist() == [Status.MAX_EVALS]
+
+
+@every_rule
 def test_a_relative_tolerance_is_measured_against_f_of_z(rule):
     f, z0 = problem()
     f.offset[1] *= 1000
@@ -373,6 +394,9 @@ def test_stop_refuses_options_out_of_range():
     for tolerance in ({"atol": -1.0}, {"rtol": -1e-9}, {"atol": torch.nan}):
         with pytest.raises(ValueError, match="Stop expects tolerances of 0 or more, got atol="):
             Stop(**tolerance)
+    for seconds in (0, -1.0, torch.nan):
+        with pytest.raises(ValueError, match="Stop expects max_seconds to be more than 0, got"):
+            Stop(max_seconds=seconds)
 
 
 @pytest.mark.parametrize(

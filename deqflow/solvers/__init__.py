@@ -11,6 +11,7 @@ Words used throughout: an *evaluation* is one call of ``f``; the *residual* of a
 from deqflow.solvers.loop import (
     Evaluation,
     Iterate,
+    OnEval,
     OutsideSolver,
     Rule,
     SolverError,
@@ -31,6 +32,7 @@ __all__ = [
     "Evaluation",
     "FixedPointMap",
     "Iterate",
+    "OnEval",
     "OutsideSolver",
     "Picard",
     "Rule",

@@ -1,6 +1,8 @@
 """The loop that all step rules share: counting, measuring, stopping, freezing, remembering the best."""
 
 import enum
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -27,6 +29,7 @@ class Status(enum.IntEnum):
     CONVERGED = 0
     MAX_EVALS = 1
     NON_FINITE = 2
+    INTERRUPTED = 3
 
     @property
     def advice(self) -> str:
@@ -35,6 +38,7 @@ class Status(enum.IntEnum):
             Status.CONVERGED: "Nothing to do.",
             Status.MAX_EVALS: "Raise Stop(max_evals=...), or loosen atol or rtol, or try another rule.",
             Status.NON_FINITE: "f returned NaN or infinity: check its inputs and weights, or damp the rule.",
+            Status.INTERRUPTED: "The time was up, or on_eval ended the solve: raise Stop(max_seconds=...).",
         }[self]
 
 
@@ -48,18 +52,23 @@ class Stop:
         rtol: tolerance relative to the size of ``f(z)``; 0 by default, since the size of a flow is no scale
             for its error.
         norm: per-sample norm, (B, ...) -> (B,).
+        max_seconds: time budget beside that in evaluations; the evaluation that exceeds it is the last. How far a
+            solve gets then depends on the machine.
     """
 
     max_evals: int = 40
     atol: float = 1e-3
     rtol: float = 0.0
     norm: Callable[[Tensor], Tensor] = rms
+    max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
         if isinstance(self.max_evals, bool) or not isinstance(self.max_evals, int) or self.max_evals < 1:
             raise ValueError(f"Stop expects max_evals to be a whole number of at least 1, got {self.max_evals!r}.")
         if not (self.atol >= 0 and self.rtol >= 0):
             raise ValueError(f"Stop expects tolerances of 0 or more, got atol={self.atol!r}, rtol={self.rtol!r}.")
+        if not self.max_seconds > 0:
+            raise ValueError(f"Stop expects max_seconds to be more than 0, got {self.max_seconds!r}.")
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,9 @@ class Evaluation:
     fz: Tensor
     residual: Tensor
     active: Tensor
+
+
+OnEval = Callable[[Evaluation], object]
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ class OutsideSolver(Protocol):
         z0: Tensor,
         stop: Stop,
         keep: tuple[int, ...],
-        on_eval: Callable[[Evaluation], None] | None,
+        on_eval: OnEval | None,
     ) -> SolverResult:
         """Solve f(z) = z from z0, with the meaning of :func:`solve`."""
         ...
@@ -191,6 +203,7 @@ class Record:
         self.active = torch.ones(batch, dtype=torch.bool, device=z0.device)
         self.trace: list[Tensor] = []
         self.kept: dict[int, Iterate] = {}
+        self.deadline = time.monotonic() + stop.max_seconds
 
     def add(self, z: Tensor, fz: Tensor) -> Evaluation:
         """Take in one evaluation of all samples; frozen samples are left as they are."""
@@ -229,6 +242,15 @@ class Record:
             select(report, z, old.z), select(report, fz, old_fz), torch.where(report, residual, old.residual)
         )
 
+    def ended(self, interrupted: object = None) -> bool:
+        """Whether that was the last evaluation: no sample is active, a budget is spent, or ``interrupted`` is True."""
+        if len(self.trace) == self.stop.max_evals or not bool(self.active.any()):
+            return True
+        if interrupted is not True and time.monotonic() < self.deadline:
+            return False
+        self.status = torch.where(self.active, int(Status.INTERRUPTED), self.status)
+        return True
+
     def result(self) -> SolverResult:
         """Return the result; iterates asked for beyond the last evaluation are the final one."""
         kept = {k: self.kept.get(k, self.reported) for k in self.keep}
@@ -245,7 +267,7 @@ def solve(
     stop: Stop,
     *,
     keep: Iterable[int] = (),
-    on_eval: Callable[[Evaluation], None] | None = None,
+    on_eval: OnEval | None = None,
 ) -> SolverResult:
     """Solve ``f(z) = z`` for each sample, from ``z0``.
 
@@ -259,7 +281,7 @@ def solve(
         rule: Picard, Anderson, Broyden, or a solver from outside (:func:`deqflow.solvers.scipy_solver`).
         stop: budget and tolerance.
         keep: numbers of evaluations (1 .. max_evals) whose result is wanted as well.
-        on_eval: called after each evaluation with an :class:`Evaluation`.
+        on_eval: called after each evaluation with an :class:`Evaluation`; if it returns True, the solve ends there.
 
     Raises:
         ValueError: the start, the kept numbers, or the shape or dtype of f(z) are not as described.
@@ -278,9 +300,7 @@ def solve(
     while True:
         fz = evaluate(z, record.active, record.reported.fz)
         evaluation = record.add(z, fz)
-        if on_eval is not None:
-            on_eval(evaluation)
-        if len(record.trace) == stop.max_evals or not bool(record.active.any()):
+        if record.ended(on_eval(evaluation) if on_eval is not None else None):
             return record.result()
         # A frozen sample's NaN must not enter the memory: backward would multiply it by zero, which is NaN again.
         proposal, memory = rule.step(z, select(record.active, fz, z), memory)

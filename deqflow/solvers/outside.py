@@ -1,14 +1,13 @@
 """SciPy's root finders behind the interface of :func:`deqflow.solvers.solve`: any black-box solver will do."""
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from deqflow.solvers.loop import Evaluation, Iterate, Record, SolverResult, Stop
+from deqflow.solvers.loop import Iterate, OnEval, Record, SolverResult, Stop
 from deqflow.solvers.maps import FixedPointMap, SubsetMap
 
 METHODS = ("krylov", "anderson")
@@ -34,7 +33,7 @@ class ScipySolver:
         z0: Tensor,
         stop: Stop,
         keep: tuple[int, ...],
-        on_eval: Callable[[Evaluation], None] | None,
+        on_eval: OnEval | None,
     ) -> SolverResult:
         """Solve each sample by itself, so that none depends on its neighbours; then put them together."""
         singles = [self._solve_one(f, z0, row, stop, keep, on_eval) for row in range(len(z0))]
@@ -58,7 +57,7 @@ class ScipySolver:
         row: int,
         stop: Stop,
         keep: tuple[int, ...],
-        on_eval: Callable[[Evaluation], None] | None,
+        on_eval: OnEval | None,
     ) -> SolverResult:
         from scipy.optimize import root
 
@@ -71,9 +70,7 @@ class ScipySolver:
             others = z0[:row], z0[row + 1 :]
             fz = alone(z) if alone else f(torch.cat([others[0], z, others[1]]))[row : row + 1]
             evaluation = record.add(z, fz)
-            if on_eval is not None:
-                on_eval(evaluation)
-            if len(record.trace) == stop.max_evals or not bool(record.active.any()):
+            if record.ended(on_eval(evaluation) if on_eval is not None else None):
                 raise _EnoughError
             return (fz - z).double().flatten().cpu().numpy()
 
