@@ -1,8 +1,11 @@
 """Images and flow files, in and out. Files are written under a temporary name and renamed once whole."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +13,11 @@ import torch
 from torch import Tensor
 
 UNKNOWN_FLOW = 1e9  # Middlebury marks unknown vectors by greater values
+UNKNOWN_MARK = 1e10  # what we write for them
+# Tag, width, height and scale, as in b"PF\n960 540\n-1.0\n".
+PFM_HEADER = re.compile(rb"PF\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s")
+DEFLATE_LARGEST = 1032  # bytes that one compressed byte can hold
+KITTI_LARGEST = (2**16 - 1 - 2**15) / 64  # px; the least is -512
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -41,7 +49,7 @@ def write_image(path: str | Path, image: np.ndarray) -> Path:
 
 
 def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
-    """Read a flow field from Middlebury's ``.flo`` or KITTI's 16-bit ``.png``.
+    """Read a flow field from Middlebury's ``.flo``, FlyingThings3D's ``.pfm``, KITTI's ``.png`` or Spring's ``.flo5``.
 
     Returns:
         flow (2, H, W) float32 in pixels, zero where unknown, and valid (H, W) booleans.
@@ -49,45 +57,84 @@ def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: another suffix, or a damaged file.
+        ImportError: ``.flo5`` needs h5py, which is not installed.
     """
     path = Path(path)
-    if path.suffix == ".flo":
-        return _read_flo(path)
-    if path.suffix == ".png":
-        return _read_kitti(path)
-    raise ValueError(f"read_flow expects a .flo file or KITTI's 16-bit .png, got {path}.")
+    readers = {".flo": _read_flo, ".pfm": _read_pfm, ".png": _read_kitti, ".flo5": _read_flo5}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"read_flow expects a .flo, .pfm or .flo5 file or KITTI's 16-bit .png, got {path}.")
+    _require(path)
+    return readers[path.suffix.lower()](path)
 
 
-def write_flow(path: str | Path, flow: Tensor) -> Path:
-    """Write a flow field, (2, H, W) in pixels, as Middlebury's ``.flo``.
+def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> Path:
+    """Write a flow field, (2, H, W) in pixels, in the format that the suffix names.
+
+    ``.flo``, ``.pfm`` and ``.flo5`` hold float32. KITTI's 16-bit ``.png`` holds multiples of 1/64 from -512 to
+    511.984375, to the nearest of which the flow is rounded.
+
+    Args:
+        path: ends in .flo, .pfm, .png or .flo5.
+        flow: what to write.
+        valid: (H, W) booleans, where the flow is known; everywhere if not given.
 
     Raises:
-        ValueError: another shape, no pixels, or another suffix.
+        ValueError: another shape, no pixels, another suffix, or a flow that KITTI's format cannot hold.
+        ImportError: ``.flo5`` needs h5py, which is not installed.
     """
     path = Path(path)
-    if path.suffix != ".flo":
-        raise ValueError(f"write_flow expects a path that ends in .flo, got {path}.")
+    writers = {".flo": _write_flo, ".pfm": _write_pfm, ".png": _write_kitti, ".flo5": _write_flo5}
+    if path.suffix.lower() not in writers:
+        raise ValueError(f"write_flow expects a path that ends in .flo, .pfm, .png or .flo5, got {path}.")
     if flow.dim() != 3 or flow.shape[0] != 2 or flow.numel() == 0:
         raise ValueError(f"write_flow expects a flow of shape (2, H, W), got {tuple(flow.shape)}.")
-    pixels = np.ascontiguousarray(flow.detach().float().cpu().permute(1, 2, 0).numpy())
-    return _write(path, lambda part: cv2.writeOpticalFlow(part, pixels))
+    known = torch.ones(flow.shape[1:], dtype=torch.bool) if valid is None else valid.cpu()
+    if known.dtype != torch.bool or known.shape != flow.shape[1:]:
+        raise ValueError(
+            f"write_flow expects valid to be booleans of shape {tuple(flow.shape[1:])}, "
+            f"got {known.dtype} {tuple(known.shape)}."
+        )
+    pixels = flow.detach().float().cpu().permute(1, 2, 0).contiguous().numpy()  # (H, W, 2)
+    return writers[path.suffix.lower()](path, pixels, known.numpy())
 
 
 def _read_flo(path: Path) -> tuple[Tensor, Tensor]:
-    _require(path)
     header = np.fromfile(path, "<i4", count=3)
     # Check the size before OpenCV allocates what a damaged header asks for.
     if len(header) < 3 or header[0].tobytes() != b"PIEH":
         raise ValueError(f"{path} is no .flo file: expected the tag PIEH and a size at its beginning.")
     width, height = int(header[1]), int(header[2])
-    expected, got = 12 + 8 * width * height, path.stat().st_size
-    if min(width, height) < 1 or got != expected:
+    _check_size(path, width, height, expected=12 + 8 * width * height)
+    return _known(torch.from_numpy(cv2.readOpticalFlow(str(path))).permute(2, 0, 1).contiguous())
+
+
+def _write_flo(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    marked = np.where(known[..., None], pixels, np.float32(UNKNOWN_MARK))
+    return _write(path, lambda part: cv2.writeOpticalFlow(part, marked))
+
+
+def _read_pfm(path: Path) -> tuple[Tensor, Tensor]:
+    with path.open("rb") as file:
+        header = PFM_HEADER.match(file.read(100))
+    scale = float(header[3]) if header else 0.0
+    if header is None or scale == 0:
         raise ValueError(
-            f"{path} is damaged: a flow of {width}x{height} takes {expected} bytes, the file has {got}. Copy it again."
+            f"{path} is no flow in .pfm: expected the tag PF (three channels), a width, a height "
+            "and a scale other than 0 at its beginning."
         )
-    flow = torch.from_numpy(cv2.readOpticalFlow(str(path))).permute(2, 0, 1).contiguous()
-    valid = (torch.isfinite(flow) & (flow.abs() < UNKNOWN_FLOW)).all(0)
-    return torch.where(valid, flow, 0.0), valid
+    width, height = int(header[1]), int(header[2])
+    _check_size(path, width, height, expected=header.end() + 12 * width * height)
+    # The sign of the scale is the order of the bytes, and the lowest row comes first.
+    values = np.fromfile(path, "<f4" if scale < 0 else ">f4", offset=header.end()).reshape(height, width, 3)
+    return _known(torch.from_numpy(values[::-1, :, :2].transpose(2, 0, 1).astype(np.float32, order="C")))
+
+
+def _write_pfm(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    height, width = known.shape
+    marked = np.where(known[..., None], pixels, np.float32(UNKNOWN_MARK))
+    values = np.concatenate([marked, np.zeros((height, width, 1), np.float32)], 2)[::-1]
+    content = f"PF\n{width} {height}\n-1.0\n".encode() + values.astype("<f4").tobytes()
+    return _write(path, lambda part: Path(part).write_bytes(content) == len(content))
 
 
 def _read_kitti(path: Path) -> tuple[Tensor, Tensor]:
@@ -98,6 +145,88 @@ def _read_kitti(path: Path) -> tuple[Tensor, Tensor]:
         )
     valid = torch.from_numpy(pixels[..., 0] > 0)
     flow = torch.from_numpy((pixels[..., :0:-1].astype(np.float32) - 2**15) / 64).permute(2, 0, 1)
+    return torch.where(valid, flow, 0.0), valid
+
+
+def _write_kitti(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    values = np.rint(64.0 * pixels) + 2**15
+    held = ((values >= 0) & (values < 2**16)).all(2)  # false for NaN, too
+    if (known & ~held).any():
+        wrong = pixels[known & ~held]
+        raise ValueError(
+            f"Can't write {path}: KITTI's format holds -512 to {KITTI_LARGEST} px, got {len(wrong)} vectors out of "
+            f"range, the first {wrong[0].tolist()}. Clamp the flow with flow.clamp(-512, {KITTI_LARGEST}), "
+            "mark them as not valid, or write .flo."
+        )
+    # Green and red are v and u, blue is the mask; OpenCV's order is blue, green, red.
+    bgr = np.concatenate([np.ones((*known.shape, 1)), values[..., ::-1]], 2)
+    bgr = np.where(known[..., None], bgr, 0).astype(np.uint16)
+    return _write(path, lambda part: cv2.imwrite(part, bgr))
+
+
+def _read_flo5(path: Path) -> tuple[Tensor, Tensor]:
+    h5py = _h5py(path)
+    values = np.zeros(0)
+    try:
+        with h5py.File(path, "r") as file:
+            wrong = _flo5_fault(h5py, file, path.stat().st_size)
+            if not wrong:
+                values = np.asarray(file["flow"][()], np.float32)
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        wrong = f"HDF5 says: {error}"
+    if wrong:
+        raise ValueError(f"{path} can't be read as .flo5: {wrong}. Copy it again.")
+    return _known(torch.from_numpy(values).permute(2, 0, 1).contiguous())
+
+
+def _flo5_fault(h5py: ModuleType, file: Any, size: int) -> str:
+    """What is wrong with an HDF5 file before its flow is read; nothing if it may be."""
+    # Links and virtual data could lead to any other file.
+    if not isinstance(file.get("flow", getlink=True), h5py.HardLink):
+        return "expected a dataset named flow"
+    flow = file["flow"]
+    if not isinstance(flow, h5py.Dataset) or flow.is_virtual or flow.external:
+        return "expected a dataset named flow, with its values in the file"
+    if flow.dtype.kind != "f" or flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
+        return f"expected floats of shape (H, W, 2), got {flow.dtype} {flow.shape}"
+    stored = min(flow.id.get_storage_size(), size)
+    if flow.nbytes > (DEFLATE_LARGEST if flow.compression else 1) * stored:
+        return f"a flow of {flow.shape[1]}x{flow.shape[0]} does not fit in the {stored} bytes that are there"
+    return ""
+
+
+def _write_flo5(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    h5py = _h5py(path)
+
+    def write(part: str) -> bool:
+        with h5py.File(part, "w") as file:
+            marked = np.where(known[..., None], pixels, np.float32("nan"))
+            file.create_dataset("flow", data=marked, compression="gzip", compression_opts=5)
+        return True
+
+    return _write(path, write)
+
+
+def _h5py(path: Path) -> ModuleType:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(f"{path} needs the package h5py: pip install 'deqflow[data]'.") from error
+    return h5py
+
+
+def _check_size(path: Path, width: int, height: int, *, expected: int) -> None:
+    """Refuse a damaged header before anything of the size that it names is allocated."""
+    got = path.stat().st_size
+    if min(width, height) < 1 or got != expected:
+        raise ValueError(
+            f"{path} is damaged: a flow of {width}x{height} takes {expected} bytes, the file has {got}. Copy it again."
+        )
+
+
+def _known(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """The flow, zero where it is unknown, and where it is known."""
+    valid = (torch.isfinite(flow) & (flow.abs() < UNKNOWN_FLOW)).all(0)
     return torch.where(valid, flow, 0.0), valid
 
 

@@ -1,9 +1,11 @@
 import errno
+import re
 import struct
 import zlib
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -94,9 +96,10 @@ def test_a_missing_file_is_named(tmp_path, read, name):
         read(tmp_path / name)
 
 
-def test_a_missing_flo_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"missing\.flo"):
-        read_flow(tmp_path / "missing.flo")
+@pytest.mark.parametrize("suffix", [".flo", ".pfm", ".flo5"])
+def test_a_missing_flow_is_named(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError, match=rf"missing\{suffix}"):
+        read_flow(tmp_path / f"missing{suffix}")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", png(4, 3), png(20_000, 20_000), png(200_000, 200_000)])
@@ -145,21 +148,35 @@ def test_the_suffix_must_name_a_format(tmp_path, picture, name):
     assert list(tmp_path.iterdir()) == []
 
 
+SHAPES = st.tuples(st.just(2), st.integers(1, 9), st.integers(1, 9))
+
+
 @settings(deadline=None, max_examples=60)
-@given(
-    hnp.arrays(
-        np.float32,
-        st.tuples(st.just(2), st.integers(1, 9), st.integers(1, 9)),
-        elements=st.floats(-1e8, 1e8, width=32),
-    )
-)
+@given(hnp.arrays(np.float32, SHAPES, elements=st.floats(-1e8, 1e8, width=32)))
 def test_a_flow_comes_back_with_the_same_bits(tmp_path_factory, values):
-    path = write_flow(tmp_path_factory.getbasetemp() / "round trip.flo", torch.from_numpy(values))
-    flow, valid = read_flow(path)
-    assert flow.numpy().tobytes() == values.tobytes()
-    assert valid.shape == values.shape[1:]
-    assert valid.all()
-    assert path.stat().st_size == 12 + 4 * values.size
+    for suffix, size in ((".flo", 12 + 4 * values.size), (".pfm", len("PF\n9 9\n-1.0\n") + 6 * values.size)):
+        path = write_flow(tmp_path_factory.getbasetemp() / f"round trip{suffix}", torch.from_numpy(values))
+        flow, valid = read_flow(path)
+        assert flow.numpy().tobytes() == values.tobytes()
+        assert valid.shape == values.shape[1:]
+        assert valid.all()
+        assert path.stat().st_size == size
+
+
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(np.uint16, SHAPES), st.data())
+def test_kittis_format_holds_multiples_of_a_64th(tmp_path_factory, steps, data):
+    valid = data.draw(hnp.arrays(np.bool_, steps.shape[1:]))
+    exact = (steps.astype(np.float32) - 2**15) / 64
+    near = exact + data.draw(
+        hnp.arrays(np.float32, steps.shape, elements=st.floats(-0.0078125 + 2**-12, 0.0078125 - 2**-12, width=32))
+    )
+    near = near.clip(-512, 511.984375)
+    path = tmp_path_factory.getbasetemp() / "round trip.png"
+    for flow in (exact, near):
+        read, known = read_flow(write_flow(path, torch.from_numpy(flow), torch.from_numpy(valid)))
+        assert torch.equal(known, torch.from_numpy(valid))
+        assert np.array_equal(read.numpy(), exact * valid)
 
 
 def test_a_flo_is_written_byte_by_byte_as_middlebury_says(tmp_path):
@@ -242,6 +259,143 @@ def test_a_flow_image_of_kitti_is_read(tmp_path):
     assert torch.equal(flow, torch.from_numpy(np.stack([u, v]) * known).float())
 
 
+def test_a_flow_image_is_written_as_kitti_says(tmp_path):
+    flow = torch.tensor([[[1.5, -512.0, float("nan")]], [[-2.0, 511.984375, 9e9]]])
+    path = write_flow(tmp_path / "a.png", flow, torch.tensor([[True, True, False]]))
+    bgr = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert bgr.dtype == np.uint16
+    assert bgr.tolist() == [[[1, 2**15 - 128, 2**15 + 96], [1, 2**16 - 1, 0], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("wrong", [512.0, -512.01, 1e9, float("nan"), float("inf")])
+@pytest.mark.parametrize("component", [0, 1])
+def test_kittis_format_refuses_what_it_cannot_hold(tmp_path, wrong, component):
+    flow = torch.zeros(2, 2, 3)
+    flow[component, 1, 2] = wrong
+    with pytest.raises(ValueError, match=r"holds -512 to 511\.984375 px, got 1 vectors out of range.*clamp\(-512, 511"):
+        write_flow(tmp_path / "a.png", flow)
+    assert list(tmp_path.iterdir()) == []
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    valid[1, 2] = False
+    assert torch.equal(read_flow(write_flow(tmp_path / "a.png", flow, valid))[1], valid)
+    clamped = flow.nan_to_num().clamp(-512, 511.984375)
+    assert torch.equal(read_flow(write_flow(tmp_path / "a.png", clamped))[0], clamped)
+
+
+def pfm(header: bytes, *rows: list[float], order: str = "<") -> bytes:
+    values = [value for row in rows for value in row]
+    return header + struct.pack(f"{order}{len(values)}f", *values)
+
+
+@pytest.mark.parametrize(("order", "scale"), [("<", b"-1.0"), (">", b"1.0"), ("<", b"-2"), (">", b"+.5e0")])
+def test_a_pfm_made_by_hand_is_read_from_the_lowest_row_up(tmp_path, order, scale):
+    rows = [5.0, 6.0, 0.0, 7.0, 8.0, 0.0], [1.0, 2.0, 0.0, float("inf"), 4.0, 0.0]
+    (tmp_path / "a.pfm").write_bytes(pfm(b"PF\n2 2\n" + scale + b"\n", *rows, order=order))
+    flow, valid = read_flow(tmp_path / "a.pfm")
+    assert flow.dtype == torch.float32
+    assert flow.is_contiguous()
+    assert flow.tolist() == [[[1.0, 0.0], [5.0, 7.0]], [[2.0, 0.0], [6.0, 8.0]]]
+    assert valid.tolist() == [[True, False], [True, True]]
+
+
+def test_a_pfm_is_written_byte_by_byte_as_things_has_it(tmp_path):
+    flow = torch.tensor([[[1.0], [3.0]], [[2.0], [4.0]]])
+    path = write_flow(tmp_path / "a.pfm", flow)
+    assert path.read_bytes() == pfm(b"PF\n1 2\n-1.0\n", [3.0, 4.0, 0.0], [1.0, 2.0, 0.0])
+    assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[:, 0, ::-1].tolist() == [[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"PF",
+        b"PF\n1 1\n",
+        b"Pf\n1 1\n-1.0\n",
+        b"PF\n1 1\n0\n",
+        b"PF\n1 1\nnan\n",
+        b"PF\n-1 1\n-1.0\n",
+        b"PF\n1.5 1\n-1.0\n",
+        b"PF\n" + b"9" * 90 + b" 1\n-1.0\n",
+        b"PF\n1 1\n-1.0" + b"0" * 200 + b"\n",
+        b"PIEH\1\0\0\0\1\0\0\0",
+    ],
+)
+def test_what_is_no_flow_in_pfm_is_told(tmp_path, header):
+    (tmp_path / "a.pfm").write_bytes(pfm(header, [0.0, 0.0, 0.0]))
+    with pytest.raises(ValueError, match=r"is no flow in \.pfm: expected the tag PF \(three channels\)"):
+        read_flow(tmp_path / "a.pfm")
+
+
+@pytest.mark.parametrize(
+    "size", [b"1 2", b"2 1", b"0 1", b"1 0", b"0 0", b"999999999 999999999", b"65536 65536", b"40000 1"]
+)
+def test_a_false_size_in_a_pfm_is_told_before_anything_is_allocated(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(np, "fromfile", lambda *_, **__: pytest.fail("memory was asked for"))
+    content = pfm(b"PF\n" + size + b"\n-1.0\n", [0.0, 0.0, 0.0])
+    (tmp_path / "a.pfm").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"damaged: a flow of .* bytes, the file has {len(content)}\. Copy it again"):
+        read_flow(tmp_path / "a.pfm")
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from([b"", b"PF\n", b"PF\n1 1\n-1.0\n", b"PIEH", png(2, 2, bits=16)[:40], b"\x89HDF\r\n\x1a\n"]),
+    st.binary(max_size=60),
+)
+def test_any_bytes_end_in_a_flow_or_a_sentence(tmp_path_factory, start, rest):
+    for suffix in (".flo", ".pfm", ".png", ".flo5"):
+        path = tmp_path_factory.getbasetemp() / f"any bytes{suffix}"
+        path.write_bytes(start + rest)
+        try:
+            flow, valid = read_flow(path)
+        except ValueError as error:
+            told = str(error)
+        else:
+            told = ""
+        sentence = r"any bytes\.(flo5|flo|pfm|png) (is no flow|is no \.flo|is damaged|can't be read|expects)"
+        if told:
+            assert re.search(sentence, told)
+        else:
+            assert torch.isfinite(flow).all()
+            assert valid.shape == flow.shape[1:]
+
+
+FLOW = torch.arange(2 * 12 * 16).reshape(2, 12, 16) / 4 - 40
+PICTURE = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from([".flo", ".pfm", ".png", ".flo5", ".ppm", ".jpg"]), st.floats(0, 1, exclude_max=True))
+def test_a_file_that_was_cut_off_anywhere_is_told(tmp_path_factory, suffix, share):
+    path = tmp_path_factory.getbasetemp() / f"cut{suffix}"
+    picture = suffix in (".ppm", ".jpg")
+    content = (write_image(path, PICTURE) if picture else write_flow(path, FLOW)).read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=rf"cut\{suffix} (is|can't be read)"):
+        read_image(path) if picture else read_flow(path)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from([".flo", ".pfm", ".png", ".flo5"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=20),
+)
+def test_changed_bytes_end_in_a_flow_or_a_sentence(tmp_path_factory, suffix, changes):
+    path = tmp_path_factory.getbasetemp() / f"changed{suffix}"
+    content = bytearray(write_flow(path, FLOW).read_bytes())
+    for place, value in changes:
+        content[int(place * len(content))] = value
+    path.write_bytes(content)
+    try:
+        flow, valid = read_flow(path)
+    except ValueError as error:
+        assert re.search(rf"changed\{suffix} (is|can't be read|expects)", str(error))  # noqa: PT017, either may come
+    else:
+        assert torch.isfinite(flow).all()
+        assert valid.shape == flow.shape[1:]
+
+
 @pytest.mark.parametrize(
     ("name", "length"),
     [
@@ -269,12 +423,29 @@ def test_a_picture_is_no_flow_image(tmp_path, picture):
         read_flow(write_image(tmp_path / "a.png", picture))
 
 
-@pytest.mark.parametrize("name", ["a.pfm", "a.jpg", "a", "a.flo.txt"])
+@pytest.mark.parametrize("name", ["a.flo6", "a.jpg", "a", "a.flo.txt"])
 def test_other_formats_hold_no_flow(tmp_path, name):
-    with pytest.raises(ValueError, match=r"read_flow expects a \.flo file or KITTI's"):
+    with pytest.raises(ValueError, match=r"read_flow expects a \.flo, \.pfm or \.flo5 file or KITTI's"):
         read_flow(tmp_path / name)
-    with pytest.raises(ValueError, match=r"write_flow expects a path that ends in \.flo"):
+    with pytest.raises(ValueError, match=r"write_flow expects a path that ends in \.flo, \.pfm, \.png or \.flo5"):
         write_flow(tmp_path / name, torch.zeros(2, 3, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".flo", ".pfm", ".png", ".flo5", ".FLO", ".PFM", ".PNG", ".FLO5"])
+def test_valid_comes_back_and_what_is_not_valid_is_zero(tmp_path, suffix):
+    flow = torch.arange(24).reshape(2, 3, 4) / 4
+    valid = torch.arange(12).reshape(3, 4) % 5 != 1
+    read, known = read_flow(write_flow(tmp_path / f"a{suffix}", flow, valid))
+    assert torch.equal(known, valid)
+    assert torch.equal(read, flow * valid)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+@pytest.mark.parametrize("valid", [torch.ones(3, 4), torch.ones(4, 3).bool(), torch.ones(1, 3, 4).bool()])
+def test_valid_must_be_booleans_of_the_flows_size(tmp_path, valid):
+    with pytest.raises(ValueError, match=r"expects valid to be booleans of shape \(3, 4\), got torch\."):
+        write_flow(tmp_path / "a.flo", torch.zeros(2, 3, 4), valid)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,13 +456,14 @@ def test_only_flows_are_written(tmp_path, shape):
     assert list(tmp_path.iterdir()) == []
 
 
-def fails(path: str, *_: object) -> bool:
-    Path(path).write_bytes(b"half")
+def fails(path: str | Path, *_: object) -> bool:
+    with open(path, "wb") as file:
+        file.write(b"half")
     return False
 
 
-def raises(path: str, *_: object) -> bool:
-    Path(path).write_bytes(b"half")
+def raises(path: str | Path, *_: object) -> bool:
+    fails(path)
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -299,15 +471,22 @@ def raises(path: str, *_: object) -> bool:
 @pytest.mark.parametrize("there_before", [True, False])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, picture, writer, there_before):
     flow = torch.randn(2, 3, 4)
-    before = {}
+    before: dict[Path, bytes] = {}
     if there_before:
-        for path in (write_image(tmp_path / "a.png", picture), write_flow(tmp_path / "a.flo", flow)):
-            before[path] = path.read_bytes()
+        write_image(tmp_path / "a.png", picture)
+        for name in ("a.flo", "a.pfm", "flow.png", "a.flo5"):
+            write_flow(tmp_path / name, flow)
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(cv2, "imwrite", writer)
     monkeypatch.setattr(cv2, "writeOpticalFlow", writer)
+    monkeypatch.setattr(Path, "write_bytes", writer)
+    monkeypatch.setattr(h5py, "File", lambda path, mode: raises(path))
     for write in (
         lambda: write_image(tmp_path / "a.png", 255 - picture),
         lambda: write_flow(tmp_path / "a.flo", -flow),
+        lambda: write_flow(tmp_path / "a.pfm", -flow),
+        lambda: write_flow(tmp_path / "flow.png", -flow),
+        lambda: write_flow(tmp_path / "a.flo5", -flow),
     ):
         with pytest.raises(OSError, match=r"Writing .* failed: check that its folder|No space left on device"):
             write()

@@ -3,27 +3,25 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from deqflow import synthetic
 from deqflow.datasets import FlowSample
 from deqflow.geometry import warp
 from deqflow.synthetic import (
-    PHOTOGRAPHS,
     Layer,
     SceneConfig,
     SyntheticPairs,
-    _chance,
     change_light,
     make_pair,
     noise_texture,
-    photographs,
     plain_texture,
     random_layers,
     random_motion,
     random_shape,
     random_texture,
     render,
+    textures,
     true_flow,
 )
+from deqflow.synthetic.motions import chance
 
 SMALL = SceneConfig(height=48, width=64)
 PURE = SceneConfig(height=96, width=128, photometric=0.0)
@@ -312,7 +310,7 @@ def test_textures_step_through_their_pixels_as_asked_for():
 
 
 def test_noise_needs_no_photographs(monkeypatch):
-    monkeypatch.setattr(synthetic, "photographs", lambda: pytest.fail("a photograph was asked for"))
+    monkeypatch.setattr(textures, "read_photograph", lambda path: pytest.fail("a photograph was asked for"))
     make_pair(SceneConfig(height=48, width=64, noise=1.0), np.random.default_rng(0))
 
 
@@ -329,7 +327,7 @@ def test_a_plain_texture_has_one_colour_under_a_smooth_shading():
 
 def test_plain_shapes_come_as_often_as_asked_for(monkeypatch):
     drawn = []
-    monkeypatch.setattr(synthetic, "plain_texture", lambda rng: drawn.append(1) or np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(textures, "plain_texture", lambda rng: drawn.append(1) or np.zeros((8, 8, 3), np.uint8))
     for share, number in ((0.0, 0), (1.0, 4)):
         drawn.clear()
         random_layers(SceneConfig(height=48, width=64, objects=(4, 4), plain=share), np.random.default_rng(0))
@@ -352,28 +350,10 @@ def test_struts_are_thin_bars():
 def test_a_share_of_zero_draws_nothing():
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
-    assert not _chance(0.0, rng)
+    assert not chance(0.0, rng)
     assert rng.bit_generator.state == before
-    assert _chance(1.0, rng)
+    assert chance(1.0, rng)
     assert rng.bit_generator.state != before
-
-
-def test_the_motorcycle_is_never_a_texture(monkeypatch):
-    read = []
-    monkeypatch.setattr(synthetic, "read_image", lambda path: read.append(path.name) or torch.zeros(1, 3, 20, 20))
-    photographs.__wrapped__()  # past the cache
-    assert tuple(read) == PHOTOGRAPHS
-    assert not any("motorcycle" in name for name in read)
-
-
-def test_photographs_are_read_once_and_of_moderate_size():
-    images = photographs()
-    assert photographs() is images
-    assert len(images) == len(PHOTOGRAPHS) == len(set(PHOTOGRAPHS))
-    for image in images:
-        assert image.dtype == np.uint8
-        assert image.shape[2] == 3
-        assert max(image.shape) <= 800
 
 
 @pytest.mark.parametrize("size", [(15, 64), (64, 15), (0, 0), (-5, 64)])

@@ -60,3 +60,12 @@ def motorcycle() -> FlowSample:
         valid=valid,
         occluded=torch.zeros_like(valid),
     )
+
+
+def leaves_frame(flow: Tensor) -> Tensor:
+    """Where a flow (2, H, W) leads out of the frame, to the nearest pixel: (H, W) booleans."""
+    height, width = flow.shape[1:]
+    across = torch.arange(width) + flow[0]
+    down = torch.arange(height)[:, None] + flow[1]
+    inside = (across >= -0.5) & (across <= width - 0.5) & (down >= -0.5) & (down <= height - 0.5)
+    return ~inside

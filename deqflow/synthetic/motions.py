@@ -1,0 +1,201 @@
+"""How layers move: homographies, and smooth bending before them, evaluated exactly and inverted numerically."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+STEEPEST = 0.45  # of all waves together, displacement over distance; below 1 nothing folds over itself
+
+
+@dataclass(frozen=True)
+class Waves:
+    """Smooth displacement: the sum of ``shifts[i] * sin(vectors[i] . p + phases[i])`` over n sine waves.
+
+    Attributes:
+        shifts: (n, 2), amplitudes in pixels.
+        vectors: (n, 2), wave vectors in radians a pixel.
+        phases: (n,), in radians.
+    """
+
+    shifts: np.ndarray
+    vectors: np.ndarray
+    phases: np.ndarray
+
+    def displacement(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Displacement in x and y at points x and y, in the points' own precision."""
+        across, down = np.zeros_like(x), np.zeros_like(y)
+        for (right, below), (along_x, along_y), phase in zip(
+            self.shifts.tolist(), self.vectors.tolist(), self.phases.tolist(), strict=True
+        ):
+            wave = np.sin(along_x * x + along_y * y + phase)
+            across += right * wave
+            down += below * wave
+        return across, down
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where a layer lies in a frame: a point p of its own plane at ``H (p + waves(p))``.
+
+    Attributes:
+        matrix: H, 3x3, on homogeneous pixel coordinates (x, y, 1).
+        waves: smooth bending, or None.
+    """
+
+    matrix: np.ndarray
+    waves: Waves | None = None
+
+    @property
+    def affine(self) -> bool:
+        """Whether a 2x3 matrix says all."""
+        return self.waves is None and not self.matrix[2, :2].any()
+
+    def apply(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points of the layer's plane -> points of the frame."""
+        if self.waves is not None:
+            across, down = self.waves.displacement(x, y)
+            x, y = x + across, y + down
+        return _project(self.matrix, x, y)
+
+    def invert(self, x: np.ndarray, y: np.ndarray, tolerance: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
+        """Points of the frame -> points of the layer's plane, to within ``tolerance`` px."""
+        x, y = _project(np.linalg.inv(self.matrix), x, y)  # which leaves a first frame's points bit for bit
+        return (x, y) if self.waves is None else _unbend(self.waves, x, y, x, y, tolerance)
+
+    def invert_region(self, region: "Region", tolerance: float = 2e-3) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`invert` at the pixels of a region of the frame: x and y, (h, w) float32."""
+        rows = np.arange(region.top, region.bottom, dtype=np.float32)
+        columns = np.arange(region.left, region.right, dtype=np.float32)
+        x, y = _project(np.linalg.inv(self.matrix), *np.meshgrid(columns, rows))
+        if self.waves is None:
+            return x, y
+        # Every fourth pixel converges cheaply; between them, a step or two from a good guess are enough.
+        guess = _unbend(self.waves, x[::4, ::4], y[::4, ::4], x[::4, ::4], y[::4, ::4], tolerance)
+        bend = np.stack([guess[0] - x[::4, ::4], guess[1] - y[::4, ::4]], -1)
+        to_coarse = np.array([[0.25, 0.0, 0.0], [0.0, 0.25, 0.0]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        bend = cv2.warpAffine(bend, to_coarse, x.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return _unbend(self.waves, x, y, x + bend[..., 0], y + bend[..., 1], tolerance)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of pixels: columns left to right - 1, rows top to bottom - 1."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns, to index an array with."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds no pixel."""
+        return self.right <= self.left or self.bottom <= self.top
+
+
+def _project(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()  # Python's numbers leave the points' precision as it is
+    if g == h == 0 and i == 1:
+        # In this order: it gives the bits of the pairs that the shipped weights were trained on.
+        return (a * x + c) + b * y, (d * x + f) + e * y
+    scale = 1 / (g * x + h * y + i)
+    return (a * x + b * y + c) * scale, (d * x + e * y + f) * scale
+
+
+def _unbend(
+    waves: Waves, x: np.ndarray, y: np.ndarray, guess_x: np.ndarray, guess_y: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Solve ``p + waves(p) = (x, y)`` for p by plain iteration: a contraction, because the waves are not steep."""
+    steepness = float((np.linalg.norm(waves.shifts, axis=1) * np.linalg.norm(waves.vectors, axis=1)).sum())
+    while True:
+        across, down = waves.displacement(guess_x, guess_y)
+        next_x, next_y = x - across, y - down
+        moved = max(float(np.abs(next_x - guess_x).max()), float(np.abs(next_y - guess_y).max()))
+        guess_x, guess_y = next_x, next_y
+        # What is left is at most a geometric series of steps, each `steepness` times the one before.
+        if moved * 1.5 * steepness <= tolerance * (1 - steepness):
+            return guess_x, guess_y
+
+
+def chance(share: float, rng: np.random.Generator) -> bool:
+    """True with the given probability; a share of 0 draws nothing, so that it leaves the scenes as they were."""
+    return share > 0 and rng.random() < share
+
+
+def random_motion(
+    centre: np.ndarray,
+    mean: float,
+    scale: float,
+    largest: float,
+    sideways: bool,
+    rng: np.random.Generator,
+    *,
+    tail: float = 0.0,
+    similarity: float = 0.0,
+) -> np.ndarray:
+    """An affine motion about a centre: heavy-tailed translation, some rotation, zoom and shear. 3x3.
+
+    Args:
+        centre: (2,), in pixels.
+        mean: of the translation's length, in pixels.
+        scale: of rotation, zoom and shear.
+        largest: the translation is cut off here, in pixels.
+        sideways: whether it is mostly horizontal.
+        rng: draws it.
+        tail: chance of a length spread evenly in its logarithm from the mean to the largest.
+        similarity: chance of no shear.
+    """
+    length = min(rng.exponential(mean), largest)
+    if chance(tail, rng) and 0 < mean < largest:
+        length = mean * (largest / mean) ** rng.random()
+    angle = rng.normal(0, 0.08) + rng.choice([0, np.pi]) if sideways else rng.uniform(0, 2 * np.pi)
+    turn, zoom = rng.normal(0, 0.06 * scale), np.exp(rng.normal(0, 0.05 * scale))
+    linear = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    shear = rng.normal(0, 0.015 * scale, (2, 2))
+    if not chance(similarity, rng):
+        linear = linear + shear
+    motion = np.eye(3)
+    motion[:2, :2] = linear
+    motion[:2, 2] = centre - linear @ centre + length * np.array([np.cos(angle), np.sin(angle)])
+    return motion
+
+
+def random_tilt(centre: np.ndarray, scale: float, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """The homography of a plane that tilts about a centre, which it keeps in place. 3x3."""
+    # The denominator 1 + tilt . (p - centre) stays between 0.6 and 1.4 in the frame, and positive well beyond it.
+    tilt = np.clip(rng.normal(0, 0.12 * scale, 2), -0.2, 0.2) / [width, height]
+    there, back, middle = np.eye(3), np.eye(3), np.eye(3)
+    there[:2, 2], back[:2, 2], middle[2, :2] = centre, -centre, tilt
+    return there @ middle @ back
+
+
+def random_waves(scale: float, height: int, width: int, rng: np.random.Generator) -> Waves:
+    """One to three long waves, whose steepness grows with the scale."""
+    count = int(rng.integers(1, 4))
+    lengths = np.exp(rng.uniform(np.log(0.25), np.log(1.0), count)) * max(height, width)
+    angles, directions = rng.uniform(0, 2 * np.pi, (2, count))
+    steepness = STEEPEST / count * min(scale, 1.0) * rng.uniform(0.1, 1.0, count)
+    vectors = (2 * np.pi / lengths)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    amplitudes = steepness * lengths / (2 * np.pi)
+    shifts = amplitudes[:, None] * np.stack([np.cos(directions), np.sin(directions)], 1)
+    return Waves(shifts, vectors, rng.uniform(0, 2 * np.pi, count))
+
+
+def random_disparity(centre: np.ndarray, disparity: float, rng: np.random.Generator) -> np.ndarray:
+    """The motion of a slanted plane between rectified stereo pictures: along the rows, by its disparity. 3x3.
+
+    Args:
+        centre: (2,), in pixels.
+        disparity: displacement in x there, in pixels.
+        rng: draws the slant.
+    """
+    motion = np.eye(3)
+    slant = rng.normal(0, [0.0012, 0.002]) * np.clip(disparity, -40, 40)
+    motion[0] = [1 + slant[0], slant[1], disparity - slant @ centre]
+    return motion
