@@ -20,7 +20,7 @@ from deqflow.equilibrium import Equilibrium
 from deqflow.flow_map import FlowMap
 from deqflow.geometry import Padding, upsample_bilinear, upsample_convex
 from deqflow.sizes import EstimatorConfig
-from deqflow.solvers import FixedPointMap, OnEval, Rule, SolverResult, Status, Stop, rms
+from deqflow.solvers import FixedPointMap, OnEval, Rule, SolverResult, Status, Stop, diverged, rescue, rms
 from deqflow.solvers.loop import per_sample
 from deqflow.updates import UpdateOperator
 
@@ -164,6 +164,7 @@ class FlowEstimator(nn.Module):
             on_eval: told of each evaluation of a solve without a graph; the solve ends where it returns True
                 (:func:`deqflow.solvers.solve`).
 
+        A solve that diverges is tried again with damping, with a warning; see ``output.solve.status`` for how it ended.
         A sample whose images are not finite fails alone, with a warning: its flow is NaN and its status says so.
 
         Raises:
@@ -218,6 +219,10 @@ class FlowEstimator(nn.Module):
         if stop is not None and stop.norm is rms:
             stop = dataclasses.replace(stop, norm=flow_residual)
         states, result = self.equilibrium(f, z0, rule=rule, stop=stop, on_eval=on_eval)
+        if not (self.training or self.recurrent or torch.is_grad_enabled()) and bool(diverged(result).any()):
+            result = rescue(f, z0, result)
+            states = (result.fz,)
+            warnings.warn(f"A solve diverged and was tried again with damping: {result.summary()}", stacklevel=5)
         flows = tuple(self._upsample(self._unpack(state)) for state in states)
         if padding is not None:
             flows = tuple(padding.crop(flow) for flow in flows)

@@ -24,6 +24,7 @@ from deqflow.solvers.loop import (
 )
 from deqflow.solvers.maps import FixedPointMap, SubsetMap
 from deqflow.solvers.outside import ScipySolver, scipy_solver
+from deqflow.solvers.rescue import diverged, rescue
 from deqflow.solvers.rules import Anderson, Broyden, Picard
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "StepRule",
     "Stop",
     "SubsetMap",
+    "diverged",
+    "rescue",
     "rms",
     "scipy_solver",
     "solve",
