@@ -5,18 +5,23 @@ ENV := .venv/bin/python
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONWARNINGS ?= ignore::DeprecationWarning:zmq
 
-.PHONY: reports test lab train clean
+.PHONY: reports test bench lab clean
 
+# All notebooks in minutes; PROFILE=full makes the figures to quote, in hours; NB=05 runs that one alone.
 reports: .venv/installed
-	$(ENV) -m deqflow report
+	$(ENV) -m deqflow report --profile $(or $(PROFILE),short) $(if $(NB),--only $(NB))
 
 test: .venv/installed
 	$(ENV) -m ruff check .
 	$(ENV) -m ruff format --check .
 	$(ENV) -m pyright --pythonpath $(ENV)
 	$(ENV) -m nbstripout --verify --keep-id notebooks/*.ipynb
-	$(ENV) -m pytest -q
+	$(ENV) -m pytest -q -rs
 	DEQFLOW_FAST=1 $(ENV) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+
+# Time and memory against the published way, on a quiet machine: some ten minutes.
+bench: .venv/installed
+	PYTHONPATH=tests $(ENV) -m bench
 
 lab: .venv/installed
 	$(ENV) -m jupyterlab notebooks
@@ -29,5 +34,5 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "deqflow needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(ENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(ENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev]'
+	$(ENV) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,data,dev]'
 	touch .venv/installed

@@ -1,11 +1,12 @@
 """Command line: ``python -m deqflow flow | train | reproduce | report | convert | experiment | tables``."""
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -15,7 +16,7 @@ from deqflow import tables
 from deqflow.colors import flow_to_rgb
 from deqflow.experiments import EXPERIMENTS, run_experiment
 from deqflow.recipes import RECIPES, reproduce
-from deqflow.training import Progress, TrainConfig, Trainer
+from deqflow.training import TrainConfig, Trainer, published_stage, read_config, say
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,48 @@ class Flow:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on procedural pairs; an interrupted run in the same folder goes on where it was.
+    """Train a model; an interrupted run in the same folder goes on where it was.
+
+    On several GPUs or machines: accelerate launch --multi_gpu ... -m deqflow train ...
 
     Attributes:
         folder: where the run's files go.
-        device: to train on, such as cpu or cuda.
+        device: to train on, such as cpu or cuda; auto takes a GPU where there is one.
+        file: YAML file with the run's settings; what is said on the command line goes first.
+        preset: published stage to take the settings from, chairs, things, sintel or kitti.
         config: the run.
     """
 
     folder: Path = Path("runs/mine")
-    device: str = "cpu"
+    device: str = "auto"
+    file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    preset: str | None = None
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> "Train":
+        """Read the command line, above the settings of its file or preset."""
+        sources = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        sources.add_argument("--config")
+        sources.add_argument("--preset")
+        chosen, _ = sources.parse_known_args(arguments)
+        if chosen.config and chosen.preset:
+            raise ValueError("train expects --config or --preset, got both: the file may say preset: chairs.")
+        base = TrainConfig()
+        if chosen.config:
+            base = read_config(chosen.config)
+        elif chosen.preset:
+            base = published_stage(chosen.preset)
+        return tyro.cli(cls, prog="deqflow train", args=arguments, default=cls(config=base))
 
     def __call__(self) -> int:
         """Run the command."""
-        Trainer(self.config, self.folder, device=self.device).run(_say)
-        print(f"Wrote {self.folder / 'model.safetensors'}: use it with deqflow.load(path).")
+        trainer = Trainer(self.config, self.folder, device=self.device)
+        if trainer.processes.is_first:
+            _line(f"Training on {trainer.processes.description}, in {self.folder}.")
+        trainer.run(say)
+        if trainer.processes.is_first:
+            print(f"Wrote {self.folder / 'model.safetensors'}: use it with deqflow.load(path).")
         return 0
 
 
@@ -86,18 +113,18 @@ class Reproduce:
     Attributes:
         name: of the shipped model.
         folder: where the stages' files go.
-        device: to train on, such as cpu or cuda.
+        device: to train on, such as cpu or cuda; auto takes a GPU where there is one.
     """
 
     name: tyro.conf.Positional[str] = "deqflow-small"
     folder: Path = Path("runs/reproduce")
-    device: str = "cpu"
+    device: str = "auto"
 
     def __call__(self) -> int:
         """Run the command."""
         if self.name not in RECIPES:
             raise ValueError(f"No recipe {self.name!r}: expected one of {', '.join(RECIPES)}.")
-        print(f"Wrote {reproduce(RECIPES[self.name], self.folder, device=self.device, on_progress=_say)}.")
+        print(f"Wrote {reproduce(RECIPES[self.name], self.folder, device=self.device, on_progress=say)}.")
         return 0
 
 
@@ -108,14 +135,20 @@ class Report:
     Attributes:
         notebooks: folder of the notebooks.
         out: where to.
-        only: names of the notebooks to run; all if not given.
-        parameters: names and values that replace those of the parameters cells.
+        only: names or numbers of the notebooks to run, such as 05; all if not given.
+        profile: "short" takes minutes for all; "full" makes the figures to quote, and may take hours.
+        set: name=value, which replaces a value of the parameters cells; may be given more than once.
+        published: folder of the committed results; the index marks what differs from them.
+        publish: write the numbers there.
     """
 
     notebooks: Path = Path("notebooks")
     out: Path = Path("reports")
     only: tuple[str, ...] = ()
-    parameters: dict[str, str] = field(default_factory=dict)
+    profile: Literal["short", "full"] = "short"
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    published: Path = Path("reports/published")
+    publish: bool = False
 
     def __call__(self) -> int:
         """Run the command."""
@@ -123,8 +156,13 @@ class Report:
             from deqflow import reports
         except ImportError as error:
             raise ValueError(f"Reports need the packages of the lab ({error}): pip install 'deqflow[lab]'.") from error
-        values = {name: _literal(text) for name, text in self.parameters.items()}
-        built = reports.build_reports(reports.find_notebooks(self.notebooks, self.only), self.out, values, _line)
+        for item in self.set:
+            if "=" not in item[1:]:
+                raise ValueError(f"--set expects name=value, got {item!r}.")
+        values = {name: _literal(text) for name, _, text in (item.partition("=") for item in self.set)}
+        notebooks = reports.find_notebooks(self.notebooks, self.only)
+        options: dict[str, Any] = {"full": self.profile == "full", "published": self.published, "publish": self.publish}
+        built = reports.build_reports(notebooks, self.out, values, _line, **options)
         print(f"Open {self.out / 'index.html'}.")
         return int(any(report.error for report in built))
 
@@ -199,11 +237,6 @@ def _line(text: str) -> None:
     print(text, flush=True)
 
 
-def _say(progress: Progress) -> None:
-    errors = ", ".join(f"{error:.2f} px after {evals}" for evals, error in progress.errors.items())
-    _line(f"step {progress.step}: loss {progress.loss:.3f}; held-out error {errors}; {progress.seconds:.0f} s")
-
-
 def _say_run(run: dict[str, Any]) -> None:
     outcome = run.get("failed") or f"held-out error {run['progress'][-1]['error_px']:.2f} px"
     _line(f"{run['variant']}, seed {run['seed']}: {outcome} after {run['seconds']:.0f} s")
@@ -218,13 +251,16 @@ def _literal(text: str) -> object:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends with a sentence and exit status 1 instead of a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     commands = Flow | Train | Reproduce | Report | Convert | Experiment | Tables
     try:
-        command: Callable[[], int] = tyro.cli(
-            commands, prog="deqflow", description="Deep equilibrium optical flow.", args=arguments
-        )
+        command: Callable[[], int]
+        if arguments[:1] == ["train"]:
+            command = Train.parse(arguments[1:])
+        else:
+            command = tyro.cli(commands, prog="deqflow", description="Deep equilibrium optical flow.", args=arguments)
         return command()
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         print(f"deqflow: {error}", file=sys.stderr)
         return 1
 

@@ -8,6 +8,7 @@ from IPython.core.display import Markdown
 from IPython.display import display
 
 FAST = "DEQFLOW_FAST"
+PROFILE = "DEQFLOW_PROFILE"
 NUMBERS = "application/vnd.deqflow.numbers+json"
 
 T = TypeVar("T")
@@ -18,9 +19,23 @@ def is_fast() -> bool:
     return os.environ.get(FAST, "") not in ("", "0")
 
 
-def choose(full: T, fast: T) -> T:
-    """Return ``full``, or ``fast`` where short runs are asked for: the default of a parameter."""
-    return fast if is_fast() else full
+def profile() -> str:
+    """Which values :func:`choose` returns: "fast" in tests; "full" where ``DEQFLOW_PROFILE=full``; else "short"."""
+    if is_fast():
+        return "fast"
+    return "full" if os.environ.get(PROFILE) == "full" else "short"
+
+
+def choose(short: T, fast: T, full: T | None = None) -> T:
+    """Return the value of the :func:`profile`: the default of a parameter.
+
+    Args:
+        short: for a look: all notebooks together take minutes.
+        fast: for tests: seconds.
+        full: for the figures to quote, hours if need be; as ``short`` if not given.
+    """
+    values = {"fast": fast, "short": short, "full": short if full is None else full}
+    return values[profile()]
 
 
 def record(**numbers: float | int | str | bool) -> None:

@@ -36,7 +36,7 @@ def reproduce(
     stages: Sequence[TrainConfig],
     folder: str | Path,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train stage after stage, each from the weights of the one before, and return the last one's checkpoint.
@@ -44,7 +44,7 @@ def reproduce(
     Args:
         stages: in order; ``start_from`` is filled in.
         folder: gets a folder for each stage. Finished stages are kept, an interrupted one goes on.
-        device: to train on.
+        device: to train on; "auto" takes a GPU where there is one.
         on_progress: sees each log entry.
 
     Raises:

@@ -112,8 +112,14 @@ def test_report_runs_notebooks_and_fails_if_one_does(tmp_path, capsys):
     (tmp_path / "00_a.ipynb").write_text(json.dumps(notebook))
     common = ["report", "--notebooks", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(common) == 0
-    assert main([*common, "--parameters", "wanted", "2"]) == 1
+    assert main([*common, "--set", "wanted=2"]) == 1
     assert "AssertionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["wanted", "=2"])
+def test_report_sets_parameters_by_name_and_value(text, capsys):
+    assert main(["report", "--set", text]) == 1
+    assert f"--set expects name=value, got '{text}'" in capsys.readouterr().err
 
 
 def test_report_says_where_notebooks_are_expected(tmp_path, capsys):

@@ -12,6 +12,16 @@ def test_the_environment_chooses_between_full_and_fast(monkeypatch, value, expec
     assert notebook.choose(40, 8) == expected
 
 
+@pytest.mark.parametrize(("value", "expected"), [(None, 40), ("short", 40), ("full", 400)])
+def test_a_full_profile_has_values_of_its_own(monkeypatch, value, expected):
+    monkeypatch.delenv(notebook.FAST, raising=False)
+    monkeypatch.delenv(notebook.PROFILE, raising=False)
+    if value:
+        monkeypatch.setenv(notebook.PROFILE, value)
+    assert notebook.choose(40, 8, 400) == expected
+    assert notebook.choose(40, 8) == 40
+
+
 def test_record_displays_numbers_for_readers_and_for_reports(monkeypatch):
     shown = []
     monkeypatch.setattr(notebook, "display", lambda data, raw: shown.append(data))

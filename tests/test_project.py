@@ -17,14 +17,16 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = [
     {"solvers", "geometry", "metrics", "losses", "colors", "provenance", "results", "baselines", "notebook", "sizes"},
     {"equilibrium", "correlation", "encoders", "updates", "flow_files"},
+    {"flow_map"},
     {"estimator", "datasets", "diagnostics"},
-    {"models", "synthetic"},
+    {"models", "submissions", "synthetic", "measure"},
     {"checkpoints"},
     {"published", "training"},
     {"recipes", "experiments", "tables", "plots", "reports"},
+    {"widgets"},
     {"__init__", "__main__"},
 ]
-NOBODYS = {"plots", "reports", "notebook", "__main__"}  # for notebooks, and each other, alone
+NOBODYS = {"plots", "reports", "widgets", "notebook", "__main__"}  # for notebooks, and each other, alone
 
 
 def modules() -> dict[str, set[str]]:

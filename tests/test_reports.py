@@ -1,24 +1,34 @@
 import base64
 import json
+import os
 import re
+import shutil
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from deqflow import reports
-from deqflow.reports.build import _value
+from deqflow.reports.build import _all_reports, _value
 from deqflow.reports.html import PLOTLY, plotly_call, to_html
 
 PIXEL = base64.b64encode(b"not really a picture").decode()
 
 SHOWS = f"""
+import time
+import torch
 from IPython.display import display
-from deqflow.notebook import record
+from deqflow.notebook import choose, record
+from deqflow.solvers import Anderson, Stop, solve
 figure = {{"data": [{{"y": [1, 2]}}], "layout": {{"height": 300, "title": {{"text": "</script>"}}}}}}
 display({{"application/vnd.plotly.v1+json": figure, "text/plain": "figure"}}, raw=True)
 display({{"image/png": "{PIXEL}"}}, raw=True)
-record(error_px=0.25 * size)
+started = time.perf_counter()
+start = torch.randn(2, size, generator=torch.Generator().manual_seed(seed))
+result = solve(lambda z: torch.cos(z), start, Anderson(), Stop(max_evals=6, atol=0.0))
+record(error_px=0.25 * size, residual_px=result.residual.max().item(), solve_s=time.perf_counter() - started)
+record(setting=choose("short", "fast", "full"))
 """
 
 
@@ -47,26 +57,110 @@ def built(tmp_path_factory):
     write(folder, "01_bad", new_markdown_cell("no heading"), new_code_cell("print('so far')"), new_code_cell("1 / 0"))
     lines = []
     done = reports.build_reports(
-        reports.find_notebooks(folder), folder / "out put", {"size": 8, "unknown": 1}, lines.append
+        reports.find_notebooks(folder),
+        folder / "out put",
+        {"size": 8},
+        lines.append,
+        published=folder / "published",
+        publish=True,
     )
     return folder / "out put", done, lines
 
 
+@pytest.fixture(scope="module")
+def again(built):
+    """The first notebook once more, in the full profile, then with a parameter that makes it fail: two indexes."""
+    folder, _, _ = built
+    good = reports.find_notebooks(folder.parent, ["00"])
+    pages, metrics = [], []
+    for parameters in ({"size": 8}, {"size": "nonsense"}):
+        options = {"full": True, "published": folder.parent / "published"}
+        reports.build_reports(good, folder, parameters, lambda line: None, **options)
+        pages.append((folder / "index.html").read_text())
+        metrics.append(json.loads((folder / "00_good.json").read_text()))
+    return pages, metrics
+
+
 def test_each_notebook_leaves_a_notebook_a_page_and_numbers(built):
     folder, done, _ = built
-    names = {f"{report.name}.{kind}" for report in done for kind in ("ipynb", "html", "json")}
-    assert {path.name for path in folder.iterdir()} == names | {"index.html", "assets"}
+    assert [report.file for report in done] == ["00_good", "01_bad.failed"]
+    names = {f"{report.file}.{kind}" for report in done for kind in ("ipynb", "html", "json")}
+    assert {path.name for path in folder.iterdir()} >= names | {"index.html", "assets"}
+    assert not list(folder.glob("*.part*"))
     assert (folder / PLOTLY).stat().st_size > 1e6
 
 
 def test_numbers_carry_their_provenance(built):
     folder, _, _ = built
-    metrics = json.loads((folder / "00_good.json").read_text())
-    assert metrics["numbers"] == {"error_px": 2.0}
+    metrics = json.loads((folder.parent / "published" / "00_good.json").read_text())
+    assert metrics["numbers"]["error_px"] == 2.0
     assert metrics["parameters"] == {"size": 8, "seed": 7}
     assert (metrics["seed"], metrics["passed"], metrics["error"]) == (7, True, "")
     assert metrics["seconds"] > 0
-    assert {"commit", "versions", "hardware", "fast", "date"} <= metrics.keys()
+    assert {"commit", "versions", "hardware", "profile", "date"} <= metrics.keys()
+
+
+def test_only_what_passed_is_published(built):
+    assert [path.name for path in (built[0].parent / "published").iterdir()] == ["00_good.json"]
+
+
+def test_two_runs_with_one_seed_give_the_same_numbers_times_aside(built, again):
+    first = json.loads((built[0].parent / "published" / "00_good.json").read_text())["numbers"]
+    second = again[1][0]["numbers"]
+    same = [name for name in first if not reports.is_time(name) and name != "setting"]
+    assert same == ["error_px", "residual_px"]
+    assert [second[name] for name in same] == [first[name] for name in same]
+    assert second["solve_s"] != first["solve_s"]
+
+
+def test_the_profile_reaches_the_notebook(built, again):
+    first = json.loads((built[0].parent / "published" / "00_good.json").read_text())
+    assert (first["numbers"]["setting"], first["profile"]) == ("short", "short")
+    assert (again[1][0]["numbers"]["setting"], again[1][0]["profile"]) == ("full", "full")
+    assert "DEQFLOW_PROFILE" not in os.environ
+
+
+def test_the_index_marks_what_differs_from_the_published_numbers(again):
+    page = again[0][0]
+    assert page.count('class="differs"') == 1  # the setting; times and equal numbers are not marked
+    assert "published (short profile)" in page
+    assert "more than 5%" in page
+
+
+def test_a_failure_leaves_the_last_good_report_in_place(built, again):
+    folder, _, _ = built
+    assert again[1][1] == again[1][0]
+    assert "<h2><a" in again[0][1]
+    assert 'href="00_good.failed.html"' in again[0][1]
+    assert '<a href="00_good.html">last good report</a>' in again[0][1]
+    assert "TypeError" in (folder / "00_good.failed.html").read_text()
+    assert "This run failed" in (folder / "00_good.failed.html").read_text()
+    good = reports.find_notebooks(folder.parent, ["00_good"])
+    reports.build_reports(good, folder, {}, lambda line: None)
+    assert not list(folder.glob("00_good.failed.*"))
+    assert "last good report" not in (folder / "index.html").read_text()
+    assert (folder / "index.html").read_text().count("<article>") == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "published", "beyond"),
+    [(1.0, 1.04, False), (1.0, 1.06, True), (0.0, 0.0, False), (True, False, True), ("a", "a", False), (3, 4, True)],
+)
+def test_numbers_differ_beyond_a_tolerance(value, published, beyond):
+    assert reports.differences({"n_px": value, "new": 1}, {"n_px": published})["n_px"].beyond is beyond
+    assert not reports.differences({"n_ms": value}, {"n_ms": published})["n_ms"].beyond
+
+
+def test_unknown_numbers_are_alike():
+    assert not reports.differences({"n": float("nan")}, {"n": float("nan")})["n"].beyond
+    assert reports.differences({"n": float("nan")}, {"n": 1.0})["n"].beyond
+
+
+def test_a_parameter_that_no_notebook_has_is_refused(built):
+    folder, _, _ = built
+    notebooks = reports.find_notebooks(folder.parent)
+    with pytest.raises(ValueError, match="No parameter 'sise' in these notebooks: expected one of seed, size"):
+        reports.build_reports(notebooks, folder, {"sise": 1}, lambda line: None)
 
 
 def test_the_page_asks_for_nothing_but_its_own_assets(built):
@@ -86,28 +180,30 @@ def test_a_failed_notebook_is_shown_as_far_as_it_got(built):
     folder, done, lines = built
     assert [bool(report.error) for report in done] == [False, True]
     assert "ZeroDivisionError" in done[1].error
-    page = (folder / "01_bad.html").read_text()
+    page = (folder / "01_bad.failed.html").read_text()
     assert "so far" in page
     assert "ZeroDivisionError" in page
-    assert json.loads((folder / "01_bad.json").read_text())["passed"] is False
+    assert json.loads((folder / "01_bad.failed.json").read_text())["passed"] is False
     assert any("01_bad FAILED" in line for line in lines)
 
 
-def test_the_index_has_a_card_for_each(built):
-    page = (built[0] / "index.html").read_text()
+def test_the_index_has_a_card_for_each(built, again):
+    page = again[0][0]
     assert "1 of 2 failed" in page
     assert page.count("<article>") == 2
     assert 'href="00_good.html"' in page
+    assert 'href="01_bad.failed.html"' in page
     assert f"data:image/png;base64,{PIXEL}" in page
     assert "error_px" in page
+    assert f"torch {torch.__version__}" in page
 
 
-def test_a_second_run_of_one_notebook_keeps_the_other_card(built, tmp_path):
+def test_results_of_an_older_version_are_left_out_of_the_index(built, tmp_path):
     folder, _, _ = built
-    again = reports.find_notebooks(folder.parent, ["00_good"])
-    done = reports.build_reports(again, folder, {}, lambda line: None)
-    assert len(done) == 1
-    assert (folder / "index.html").read_text().count("<article>") == 2
+    for name in ("00_good.ipynb", "00_good.html"):
+        shutil.copy(folder / name, tmp_path / name.replace("00_good", "09_old"))
+    (tmp_path / "09_old.json").write_text(json.dumps({"notebook": "09_old", "numbers": {}}))
+    assert _all_reports(tmp_path) == []
 
 
 def test_notebooks_are_found_in_order_and_by_name(tmp_path):
@@ -115,6 +211,7 @@ def test_notebooks_are_found_in_order_and_by_name(tmp_path):
         write(tmp_path, name)
     assert [path.stem for path in reports.find_notebooks(tmp_path)] == ["00_a", "01_b"]
     assert [path.stem for path in reports.find_notebooks(tmp_path, ["01_b"])] == ["01_b"]
+    assert [path.stem for path in reports.find_notebooks(tmp_path, ["01"])] == ["01_b"]
     with pytest.raises(FileNotFoundError, match=r"No notebook 'c' in .*: expected one of 00_a, 01_b"):
         reports.find_notebooks(tmp_path, ["c"])
     with pytest.raises(FileNotFoundError, match="No numbered notebooks"):
@@ -127,6 +224,7 @@ def test_notebooks_are_found_in_order_and_by_name(tmp_path):
         ("(1, 2)", (1, 2)),
         ("'a'", "a"),
         ("choose(40, 8)", 8),
+        ("choose(40, 8, full=400)", 8),
         ("len(x)", "len(x)"),
         ("choose(1)", "choose(1)"),
         ("(", "("),

@@ -1,0 +1,25 @@
+"""Training: sparse fixed-point correction and inexact gradients, on one processor or many (paper section 3)."""
+
+from deqflow.training.config import HELD_OUT_SEED, TrainConfig
+from deqflow.training.devices import Processes
+from deqflow.training.files import published_stage, read_config
+from deqflow.training.logs import Progress, say
+from deqflow.training.objective import make_estimator
+from deqflow.training.stages import PUBLISHED
+from deqflow.training.trainer import Trainer
+from deqflow.training.validation import Validation, validation_errors
+
+__all__ = [
+    "HELD_OUT_SEED",
+    "PUBLISHED",
+    "Processes",
+    "Progress",
+    "TrainConfig",
+    "Trainer",
+    "Validation",
+    "make_estimator",
+    "published_stage",
+    "read_config",
+    "say",
+    "validation_errors",
+]

@@ -1,0 +1,106 @@
+"""What a training run is made of."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from deqflow.synthetic import SceneConfig
+
+HELD_OUT_SEED = 1_000_003  # scenes for validation; no training set uses it
+
+Stage = Literal["", "chairs", "things", "sintel", "kitti"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. The same configuration gives the same weights on the same machine.
+
+    Attributes:
+        size: of the model, a key of :data:`deqflow.sizes.SIZES`.
+        update: the update operator; the size's own if empty.
+        recurrent: train the recurrent counterpart (RAFT): each evaluation supervised and differentiated, so that
+            ``corrections`` and ``phantom_steps`` do not count.
+        start_from: checkpoint to begin with, a name or path for :func:`deqflow.load`; random weights if empty.
+        seed: of weights, data and numbers of evaluations.
+        steps, batch: optimiser steps, and pairs a step, over all processes.
+        accumulate: parts that a step's pairs are taken in, one after the other, where memory is short.
+        lr, weight_decay, clip: AdamW under a one-cycle schedule with linear ramps; largest gradient norm.
+        cycle_momentum: AdamW's first beta falls while the rate rises; the published recipes leave it alone.
+        evals: least and greatest number of evaluations; one is drawn each step, so that the model has to
+            settle instead of counting steps.
+        corrections: states supervised, spread evenly.
+        gamma: weight of a correction relative to the next.
+        phantom_steps: differentiated steps at each correction; 1 is the one-step gradient.
+        all_gradients: do not detach the flow inside the update.
+        dropout: share of channels of lookup and context that are hidden from the update, one mask a solve.
+        jacobian_weight: of the Jacobian penalty at the fixed point in the loss; 0 leaves it out.
+        freeze_batch_norm: keep the running statistics of the start (published: in all stages but the first).
+        bfloat16: automatic mixed precision.
+        float16: automatic mixed precision in float16 instead, with a gradient scaler, where bfloat16 is slow.
+        compile: backend of torch.compile for encoders and update operator, such as inductor; none if empty.
+        checkpoint_encoders: compute the encoders a second time in the backward pass instead of keeping them.
+        workers: processes that make pairs, for each process that trains.
+        validate_every, validation_pairs: how often, and on how many held-out procedural pairs.
+        stage: published data to train on; procedural pairs if empty.
+        data_root: folder with the published data sets, laid out as ``data/README.md`` says.
+        crop: height and width that published data are cut to, in pixels.
+        scenes: what the procedural pairs look like, those that are held out at any rate.
+    """
+
+    size: str = "mini"
+    update: Literal["", "raft", "raft-small", "gma"] = ""
+    recurrent: bool = False
+    start_from: Annotated[str, tyro.conf.arg(aliases=["--from"])] = ""
+    seed: int = 0
+    steps: int = 1500
+    batch: int = 6
+    accumulate: int = 1
+    lr: float = 8e-4
+    weight_decay: float = 1e-5
+    clip: float = 1.0
+    cycle_momentum: bool = True
+    evals: tuple[int, int] = (6, 18)
+    corrections: int = 3
+    gamma: float = 0.8
+    phantom_steps: int = 1
+    all_gradients: bool = False
+    dropout: float = 0.0
+    jacobian_weight: float = 0.0
+    freeze_batch_norm: bool = False
+    bfloat16: bool = True
+    float16: bool = False
+    compile: str = ""
+    checkpoint_encoders: bool = False
+    workers: int = 1
+    validate_every: int = 250
+    validation_pairs: int = 24
+    stage: Stage = ""
+    data_root: str = "data"
+    crop: tuple[int, int] = (368, 496)
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"TrainConfig expects at least 1 step and 1 pair, got {self.steps} and {self.batch}.")
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise ValueError(
+                f"TrainConfig expects accumulate of at least 1 that divides batch={self.batch}, got {self.accumulate}."
+            )
+        if self.validate_every < 1 or self.validation_pairs < 1:
+            raise ValueError(
+                f"TrainConfig expects validate_every and validation_pairs of at least 1, got {self.validate_every} "
+                f"and {self.validation_pairs}."
+            )
+        if self.seed < 0 or self.seed == HELD_OUT_SEED:
+            raise ValueError(
+                f"TrainConfig expects a seed of 0 or more other than {HELD_OUT_SEED}, which makes the held-out pairs, "
+                f"got {self.seed}."
+            )
+        if not self.corrections <= self.evals[0] <= self.evals[1]:
+            raise ValueError(
+                f"TrainConfig expects evals as (least, greatest), the least no smaller than corrections="
+                f"{self.corrections}, got {self.evals}."
+            )
+        if not self.jacobian_weight >= 0:
+            raise ValueError(f"TrainConfig expects a jacobian_weight of 0 or more, got {self.jacobian_weight}.")

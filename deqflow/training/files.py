@@ -1,0 +1,133 @@
+"""Configurations as YAML files, and as json inside of what a run keeps."""
+
+import dataclasses
+import difflib
+import json
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from deqflow.training.config import TrainConfig
+from deqflow.training.stages import PUBLISHED
+
+
+def read_config(path: str | Path) -> TrainConfig:
+    """Read a run's configuration from a YAML file.
+
+    Its keys are fields of :class:`TrainConfig`; those of ``scenes`` are a mapping of their own. What is not said has
+    its default, or, after ``preset: chairs``, the value of that published stage.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no YAML mapping, a key is misspelt, or a value is of another type or out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No configuration at {path}: expected a YAML file such as a run's config.yaml.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML file: {error}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} expects lines such as 'steps: 1500', got {type(content).__name__}.")
+    preset = content.pop("preset", None)
+    try:
+        return _fill(TrainConfig() if preset is None else published_stage(preset), content, "")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def published_stage(name: str) -> TrainConfig:
+    """The preset of a published stage.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"Unknown preset {name!r}: expected one of {', '.join(PUBLISHED)}.")
+    return PUBLISHED[name]
+
+
+def write_config(config: TrainConfig, path: Path) -> Path:
+    """Write a configuration as YAML, for :func:`read_config`."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    return unfinished.replace(path)
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as json has it: lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def complete(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the defaults of all fields that did not exist when it was stored."""
+    return _merge(plain(TrainConfig()), stored)
+
+
+def _merge(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    nested = {
+        name: _merge(defaults[name], value)
+        for name, value in stored.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | stored | nested
+
+
+def _fill(default: Any, content: dict[str, Any], place: str) -> Any:
+    """A dataclass with the values of a mapping in place of the default's."""
+    hints = get_type_hints(type(default))
+    names = [entry.name for entry in dataclasses.fields(default)]
+    values = {}
+    for name, value in content.items():
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}."
+            raise ValueError(f"no setting {place}{name}: {hint}")
+        before = getattr(default, name)
+        if dataclasses.is_dataclass(before) and isinstance(value, dict):
+            values[name] = _fill(before, value, f"{place}{name}.")
+        else:
+            values[name] = _convert(value, hints[name], f"{place}{name}")
+    return dataclasses.replace(default, **values)
+
+
+def _convert(value: Any, kind: Any, place: str) -> Any:
+    """A value of YAML as the field's type has it: tuples for lists, numbers for "1e-4".
+
+    Raises:
+        TypeError: it cannot be had.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _convert(value, arguments[0], place)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
+        if len(kinds) == len(value):
+            return tuple(_convert(item, kind, place) for item, kind in zip(value, kinds, strict=True))
+    elif origin is types.UnionType:
+        if value is None and types.NoneType in arguments:
+            return None
+        return _convert(value, next(choice for choice in arguments if choice is not types.NoneType), place)
+    elif origin is Literal and value in arguments:
+        return value
+    elif kind is float and type(value) in (int, float, str):
+        try:
+            return float(value)  # YAML takes 1e-4 for a word
+        except ValueError:
+            pass
+    elif isinstance(kind, type) and type(value) is kind:
+        return value
+    raise TypeError(f"{place} expects {_describe(kind)}, got {value!r}.")
+
+
+def _describe(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is tuple:
+        return f"a list such as [{', '.join(_describe(item) for item in get_args(kind) if item is not ...)}]"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    return getattr(kind, "__name__", str(kind))

@@ -1,0 +1,81 @@
+"""States of a run on disk, to go on from: written whole or not at all, the last three kept."""
+
+import random
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+KEPT = 3
+_EARLIER = "last.pt"  # the one state of runs before there were three
+
+
+def save_state(state: dict[str, Any], folder: Path, step: int) -> Path:
+    """Write ``state-STEP.pt`` and delete all but the newest three."""
+    path = folder / f"state-{step:07d}.pt"
+    unfinished = path.with_name(path.name + ".part")
+    torch.save(state, unfinished)
+    unfinished.replace(path)
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The newest state of a folder that is whole, on the CPU; None where there is none at all.
+
+    A damaged one is left out with a warning.
+
+    Raises:
+        ValueError: there are states, but all are damaged.
+    """
+    paths = [*_newest_first(folder), *([folder / _EARLIER] if (folder / _EARLIER).exists() else [])]
+    for path in paths:
+        try:
+            return _read(path)
+        except Exception as error:  # a damaged file may lead the unpickler anywhere
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            warnings.warn(f"{path} is damaged ({reason}): going on from the one before.", stacklevel=2)
+    if paths:
+        raise ValueError(f"{folder} holds no state that is whole: use a new folder, or delete it to start anew.")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch does not compare checksums
+    if damaged is not None:
+        raise ValueError(f"{damaged} is not what was written")
+    # A file of another machine may name a GPU that is not here.
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("state-*.pt"), reverse=True)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of all global generators of this process, as ``weights_only`` can read it.
+
+    Training draws from generators of its own, by seed and step. An operator of the user's may draw from these.
+    """
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (whoever uses it)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss),
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put the global generators of this process into a state of :func:`random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    random.setstate(state["python"])

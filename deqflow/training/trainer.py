@@ -1,0 +1,286 @@
+"""One run in one folder: steps, what is logged and kept, and going on from there (paper sections 3.2, 3.3)."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from deqflow import checkpoints
+from deqflow.datasets import FlowSample
+from deqflow.estimator import FlowEstimator
+from deqflow.solvers import SolverResult
+from deqflow.synthetic import SyntheticPairs
+from deqflow.training.config import HELD_OUT_SEED, TrainConfig
+from deqflow.training.data import Shares, training_pairs
+from deqflow.training.devices import Processes
+from deqflow.training.files import complete, plain, write_config
+from deqflow.training.logs import Board, Progress, make_bar, say, shows_bars, write_row
+from deqflow.training.objective import Objective, autocast, draw_step, make_estimator, origin, prepare, set_training
+from deqflow.training.states import load_state, random_state, save_state, set_random_state
+from deqflow.training.validation import Validation, measure_pairs, summarise
+
+EVALS = (6, 12, 24, 48)
+SMALLEST_SCALE = 2.0**-14  # float16 cannot hold a gradient that needs less
+
+# What may change when a run goes on: it changes no result.
+_FREE = ("workers", "data_root")
+
+
+class Trainer:
+    """One run in one folder: ``config.yaml``, ``log.csv``, states to go on from, ``model.safetensors`` at the end.
+
+    Args:
+        config: the run.
+        folder: where its files go. A run that was interrupted there is continued.
+        device: to train on; "auto" takes a GPU where there is one, and the process's own under ``accelerate launch``.
+        estimator: a model of your own to train instead of the one that ``config`` describes; it brings its own
+            gradient and corrections, and leaves no ``model.safetensors`` if its operator is your own.
+
+    Attributes:
+        step: so many have been taken.
+        solve: the solver's account of the last step.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration, or the batch cannot be shared out.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        estimator: FlowEstimator | None = None,
+    ) -> None:
+        self.config, self.folder, self.processes = config, Path(folder), Processes(device)
+        self.device = self.processes.device
+        self._require_shares()
+        self.estimator = prepare((estimator or make_estimator(config)).to(self.device), config)
+        set_training(self.estimator, config)
+        self.optimizer = torch.optim.AdamW(self.estimator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            config.lr,
+            total_steps=config.steps + 1,
+            pct_start=0.05,
+            anneal_strategy="linear",
+            cycle_momentum=config.cycle_momentum,
+        )
+        # Not accelerate's, which refuses float16 on a CPU, where it is slow but can be tested.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.float16)
+        self.step, self.seconds = 0, 0.0
+        self.recent: list[float] = []
+        self.solve: SolverResult | None = None
+        self._random: dict[str, Any] | None = None
+        self._resume()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.step >= self.config.steps
+
+    def run(
+        self,
+        on_progress: Callable[[Progress], None] | None = None,
+        *,
+        stop_event: Event | None = None,
+        bar: bool = True,
+    ) -> FlowEstimator:
+        """Train to the end and return the model in evaluation mode.
+
+        Args:
+            on_progress: sees each log entry; where nobody sees a bar and there is no such function, it is printed.
+            stop_event: once set, the run keeps its state after the current step and returns; another call, or
+                another :class:`Trainer` on the same folder, goes on from there.
+            bar: show a progress bar where somebody sees it, on a terminal or in a notebook.
+        """
+        config = self.config
+        bar = bar and self.processes.is_first and shows_bars()
+        if on_progress is None and not bar:
+            on_progress = say
+        set_training(self.estimator, config)
+        if self._random is not None:
+            set_random_state(self._random, self.device)
+            self._random = None
+        started = time.monotonic() - self.seconds
+        board = Board(self.folder, self.step) if self.processes.is_first else None
+        with make_bar(self.step, config.steps, shown=bar) as progress_bar:
+            for batch in self._batches():
+                self.recent = [*self.recent[-99:], self.train_step(FlowSample(*batch))]
+                self.step += 1
+                self.seconds = time.monotonic() - started
+                progress_bar.update()
+                if self.step % config.validate_every == 0 or self.finished:
+                    self._log(on_progress, board)
+                if stop_event is not None and self.processes.any(stop_event.is_set()):
+                    self._save()
+                    break
+        if board is not None:
+            board.close()
+        if self.finished and self.estimator.config is not None and self.processes.is_first:
+            checkpoints.save(self.estimator, self.folder / "model.safetensors", recipe=self.recipe())
+        self.processes.wait()  # others may want to load it
+        return self.estimator.eval()
+
+    def train_step(self, batch: FlowSample) -> float:
+        """Take one optimiser step on a batch and return its loss, a weighted mean of absolute errors in px.
+
+        Args:
+            batch: this process's share of the step's pairs, with a dimension for them in front.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite. The batch is kept in the run's folder.
+        """
+        parts, losses = self.config.accumulate, []
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, part in enumerate(zip(*(tensor.chunk(parts) for tensor in batch), strict=True)):
+            part = FlowSample(*(tensor.to(self.device, non_blocking=True) for tensor in part))
+            draw = draw_step(self.config, self.step, self.processes.index * parts + i)
+            with self.processes.without_sync(self._objective) if i + 1 < parts else nullcontext():
+                loss, self.solve = self._objective(part, draw)
+                losses.append(self.processes.mean(loss.detach()))
+                self._require_finite(losses[-1], "loss", batch)
+                self.scaler.scale(loss / parts).backward()
+        self._descend(batch)
+        return float(torch.stack(losses).mean())
+
+    def validate(self, evals: tuple[int, ...] = EVALS) -> dict[int, float]:
+        """Mean end-point error in px on held-out pairs after so many evaluations each."""
+        return self.measure(evals).errors
+
+    def measure(self, evals: tuple[int, ...] = EVALS) -> Validation:
+        """Errors, residuals and evaluations on held-out pairs, which the processes share out."""
+        count = self.config.validation_pairs
+        pairs = SyntheticPairs(count, seed=HELD_OUT_SEED, config=self.config.scenes)
+        mine = (pairs[i] for i in range(self.processes.index, count, self.processes.count))
+        rows = measure_pairs(self.estimator, mine, evals, self.device, lambda: autocast(self.device, self.config))
+        set_training(self.estimator, self.config)
+        return summarise(self.processes.sum(rows.sum(0)), count, evals)
+
+    def recipe(self) -> dict[str, Any]:
+        """What to store with the weights: the configuration, the run before it, hours, torch's version."""
+        config = self.config
+        # No paths of the machine it ran on.
+        names = {name: Path(getattr(config, name)).name for name in ("start_from", "data_root")}
+        return {
+            "config": dataclasses.asdict(config) | names,
+            "pairs": self.step * config.batch,
+            "hours": round(self.seconds / 3600, 3),
+            "torch": torch.__version__,
+            "before": origin(config),
+        }
+
+    @cached_property
+    def _objective(self) -> nn.Module:
+        """Made late: parameters may be frozen before the first step."""
+        return self.processes.wrap(Objective(self.estimator, self.config))
+
+    @cached_property
+    def _shares(self) -> Shares:
+        return Shares(self.config, process=self.processes.index, processes=self.processes.count)
+
+    def _batches(self) -> DataLoader[FlowSample]:
+        """The share that this process has in each step that is left."""
+        shares = Shares(self.config, first=self.step, process=self.processes.index, processes=self.processes.count)
+        return DataLoader(
+            training_pairs(self.config),
+            batch_sampler=shares,
+            num_workers=self.config.workers,
+            pin_memory=self.device.type == "cuda",
+            # Without one it would draw from torch's own, and a run that goes on would draw twice.
+            generator=torch.Generator().manual_seed(self.config.seed),
+        )
+
+    def _descend(self, batch: FlowSample) -> None:
+        """Clip the gradient and follow it; in float16, leave out a step whose gradient overflowed."""
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.estimator.parameters(), self.config.clip)
+        before = self.scaler.get_scale()
+        if not self.scaler.is_enabled() or before < SMALLEST_SCALE:
+            self._require_finite(norm, "gradient", batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= before:  # else the step was left out, and its rate is still to come
+            self.schedule.step()
+
+    def _require_finite(self, value: Tensor, name: str, batch: FlowSample) -> None:
+        """Stop the run where a value, the same in all processes, is not finite, and keep what it came of."""
+        if bool(torch.isfinite(value)):
+            return
+        indices = self._shares.at(self.step)
+        path = self.folder / f"not-finite-{self.step:07d}-{self.processes.index}.pt"
+        place = {"seed": self.config.seed, "step": self.step, "indices": indices}
+        torch.save(place | {key: tensor.cpu() for key, tensor in batch._asdict().items()}, path)
+        raise FloatingPointError(
+            f"The {name} of step {self.step} (seed {self.config.seed}, pairs {indices[0]} to {indices[-1]}) is not "
+            f"finite: lower lr, or set bfloat16=False. The batch is in {path}."
+        )
+
+    def _log(self, on_progress: Callable[[Progress], None] | None, board: Board | None) -> None:
+        seen = self.measure()
+        loss = float(np.mean(self.recent))
+        progress = Progress(self.step, loss, seen.errors, self.seconds, seen.residuals, seen.evaluations)
+        if board is not None:
+            write_row(progress.row, self.folder / "log.csv")
+            board.write(progress)
+        self._save()
+        if on_progress is not None and self.processes.is_first:
+            on_progress(progress)
+
+    def _save(self) -> None:
+        generators = self.processes.gather(random_state(self.device))
+        if not self.processes.is_first:
+            return
+        state = {
+            "config": json.dumps(dataclasses.asdict(self.config)),
+            "model": self.estimator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": generators,
+            "step": self.step,
+            "seconds": self.seconds,
+            "recent": self.recent,
+        }
+        save_state(state, self.folder, self.step)
+
+    def _resume(self) -> None:
+        """Go on from the folder's newest state, which only the first process needs to see."""
+        state = None
+        if self.processes.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            state = load_state(self.folder)
+        state = self.processes.from_first(state)
+        if state is None:
+            if self.processes.is_first:
+                write_config(self.config, self.folder / "config.yaml")
+            return
+        stored, asked = complete(json.loads(state["config"])), plain(self.config)
+        if any(stored[name] != asked[name] for name in asked if name not in _FREE):
+            raise ValueError(f"{self.folder} holds a run of another configuration: use a new folder, or delete it.")
+        self.estimator.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state.get("scaler", {})) if self.config.float16 else None
+        self.step, self.seconds, self.recent = state["step"], state["seconds"], state["recent"]
+        generators = state.get("random", [])  # earlier versions kept none
+        if self.processes.index < len(generators):
+            self._random = generators[self.processes.index]
+
+    def _require_shares(self) -> None:
+        shares = self.processes.count * self.config.accumulate
+        if self.config.batch % shares:
+            raise ValueError(
+                f"Trainer expects a batch that {self.processes.count} processes with accumulate="
+                f"{self.config.accumulate} can share out, got {self.config.batch}: take a multiple of {shares}."
+            )
