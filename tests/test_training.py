@@ -1,6 +1,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_runs import CONFIG, QUICK, SCENES, fixed_batch, same
@@ -13,6 +14,7 @@ from deqflow.metrics import mean_endpoint_error
 from deqflow.solvers import Stop
 from deqflow.synthetic import SyntheticPairs
 from deqflow.training import HELD_OUT_SEED, Progress, TrainConfig, Trainer, make_estimator, validation_errors
+from deqflow.training.objective import draw_step
 from deqflow.training.validation import measure_pairs, summarise
 
 
@@ -420,3 +422,13 @@ def test_a_measurement_tells_residuals_and_evaluations():
     assert seen.residuals == {2: pytest.approx(float(trace[1]), rel=1e-4), 6: pytest.approx(float(trace[5]), rel=1e-4)}
     estimator.equilibrium.eval_stop = Stop(max_evals=40, atol=0.0)
     assert summarise(measure_pairs(estimator, [pair], (2, 6))[0], 1, (2, 6)).evaluations == 6
+
+
+def test_log_spread_covers_the_range_and_draws_large_numbers_rarely():
+    config = TrainConfig(evals=(8, 80), evals_spread="log")
+    drawn = [draw_step(config, step).stop.max_evals for step in range(2000)]
+    assert (min(drawn), max(drawn)) == (8, 80)
+    assert np.median(drawn) == pytest.approx(8 * (81 / 8) ** 0.5, rel=0.1)  # as many below as above the geometric mean
+    assert drawn == [draw_step(config, step).stop.max_evals for step in range(2000)]
+    with pytest.raises(ValueError, match="evals_spread as uniform or log, got 'linear'"):
+        TrainConfig(evals_spread="linear")

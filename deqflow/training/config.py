@@ -29,6 +29,8 @@ class TrainConfig:
         cycle_momentum: AdamW's first beta falls while the rate rises; the published recipes leave it alone.
         evals: least and greatest number of evaluations; one is drawn each step, so that the model has to
             settle instead of counting steps.
+        evals_spread: how that number is spread over its range; "log" draws large ones rarely, so that a wide range
+            costs little.
         corrections: states supervised, spread evenly.
         gamma: weight of a correction relative to the next.
         phantom_steps: differentiated steps at each correction; 1 is the one-step gradient.
@@ -61,6 +63,7 @@ class TrainConfig:
     clip: float = 1.0
     cycle_momentum: bool = True
     evals: tuple[int, int] = (6, 18)
+    evals_spread: Literal["uniform", "log"] = "uniform"
     corrections: int = 3
     gamma: float = 0.8
     phantom_steps: int = 1
@@ -102,5 +105,7 @@ class TrainConfig:
                 f"TrainConfig expects evals as (least, greatest), the least no smaller than corrections="
                 f"{self.corrections}, got {self.evals}."
             )
+        if self.evals_spread not in ("uniform", "log"):
+            raise ValueError(f"TrainConfig expects evals_spread as uniform or log, got {self.evals_spread!r}.")
         if not self.jacobian_weight >= 0:
             raise ValueError(f"TrainConfig expects a jacobian_weight of 0 or more, got {self.jacobian_weight}.")

@@ -88,7 +88,12 @@ class Draw:
 def draw_step(config: TrainConfig, step: int, part: int = 0) -> Draw:
     """Draw for a step; ``part`` numbers the shares of its batch, over processes and parts."""
     draw = np.random.default_rng([config.seed, step])
-    stop = Stop(max_evals=int(draw.integers(config.evals[0], config.evals[1] + 1)), atol=0.0)
+    least, greatest = config.evals
+    if config.evals_spread == "log":
+        evals = int(least * ((greatest + 1) / least) ** draw.random())
+    else:
+        evals = int(draw.integers(least, greatest + 1))
+    stop = Stop(max_evals=evals, atol=0.0)
     source = draw if part == 0 else np.random.default_rng([config.seed, step, part])
     return Draw(stop, int(source.integers(2**63)))
 
