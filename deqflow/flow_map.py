@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from deqflow.correlation import Correlation
 
@@ -17,17 +18,30 @@ class FlowMap:
         update: the update operator.
         all_gradients: do not detach the flow inside the update.
         mask: what the lookup is multiplied by, (B, C, 1, 1), if anything.
+        checkpoint: where a graph is recorded, keep the state alone for backward, which evaluates again.
     """
 
     def __init__(
-        self, correlation: Correlation, context: Tensor, update: Any, *, all_gradients: bool, mask: Tensor | None = None
+        self,
+        correlation: Correlation,
+        context: Tensor,
+        update: Any,
+        *,
+        all_gradients: bool,
+        mask: Tensor | None = None,
+        checkpoint: bool = False,
     ) -> None:
         self.correlation, self.context, self.mask = correlation, context, mask
-        self.update, self.all_gradients = update, all_gradients
+        self.update, self.all_gradients, self.checkpoint = update, all_gradients, checkpoint
         self.prepared = update.prepare(context)
 
     def __call__(self, z: Tensor) -> Tensor:
         """One evaluation: packed states (B, Ch + 2, h, w) -> the same."""
+        if self.checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._evaluate, z, use_reentrant=False, preserve_rng_state=False)
+        return self._evaluate(z)
+
+    def _evaluate(self, z: Tensor) -> Tensor:
         hidden, flow = z[:, :-2], z[:, -2:]
         if not self.all_gradients:
             flow = flow.detach()
@@ -53,4 +67,5 @@ class FlowMap:
             self.update,
             all_gradients=self.all_gradients,
             mask=None if self.mask is None else self.mask[rows],
+            checkpoint=self.checkpoint,
         )

@@ -1,7 +1,8 @@
-"""Pixel grids, bilinear sampling, warping, upsampling and padding. Flow is (B, 2, H, W): x right, y down."""
+"""Pixel grids, sampling, warping and its reverse, upsampling and padding. Flow is (B, 2, H, W): x right, y down."""
 
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 
@@ -41,6 +42,58 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
         flow: (B, 2, H, W) in pixels.
     """
     return sample_bilinear(image, pixel_grid(*flow.shape[-2:], device=flow.device) + flow)
+
+
+def project_forward(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Carry values to the end of each flow vector, the reverse of :func:`warp`: ``out(p + flow(p)) = values(p)``.
+
+    Bilinear splatting: a value is shared out over the four pixels around its end, and each pixel takes the weighted
+    mean of what arrived there. What ends outside is lost.
+
+    Args:
+        values: (B, C, H, W).
+        flow: (B, 2, H, W) in pixels; a vector that is not finite carries nothing.
+
+    Returns:
+        The values, (B, C, H, W), zero where nothing arrived, and how much arrived, (B, 1, H, W): 1 where the flow
+        neither spreads nor crowds.
+    """
+    batch, channels, height, width = values.shape
+    ends = (pixel_grid(height, width, device=flow.device).to(flow) + flow).flatten(2)  # (B, 2, H W)
+    somewhere = torch.isfinite(ends).all(1, keepdim=True)
+    carried = torch.cat([values, torch.ones_like(values[:, :1])], 1).flatten(2)
+    carried = torch.where(somewhere, carried, 0.0)  # values may be the flow itself, and 0 * NaN is NaN
+    # Ends far outside stay outside; within reach of whole numbers they can't overflow.
+    corner = ends.nan_to_num(-2.0).floor().clamp(-2, max(height, width))
+    offset = torch.where(somewhere, ends - corner, 0.0)
+    total = carried.new_zeros(batch, channels + 1, height * width)
+    for right, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = (corner + corner.new_tensor([right, below]).view(1, 2, 1)).long().unbind(1)
+        share = (offset[:, 0] if right else 1 - offset[:, 0]) * (offset[:, 1] if below else 1 - offset[:, 1])
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        place = torch.where(inside, y * width + x, 0)[:, None].expand(-1, channels + 1, -1)
+        total.scatter_add_(2, place, torch.where(inside, share, 0.0)[:, None].to(carried.dtype) * carried)
+    total = total.view(batch, channels + 1, height, width)
+    weight = total[:, -1:]
+    arrived = weight > 0
+    return torch.where(arrived, total[:, :-1] / torch.where(arrived, weight, 1.0), 0.0), weight
+
+
+def fill_holes(values: Tensor, known: Tensor) -> Tensor:
+    """Give each unknown pixel the values of the nearest known one (Euclidean distance).
+
+    Args:
+        values: (B, C, H, W).
+        known: (B, 1, H, W) booleans. A sample where nothing is known stays as it is.
+    """
+    filled = values.clone()
+    for i, mask in enumerate(known[:, 0]):
+        if bool(mask.all()) or not bool(mask.any()):
+            continue
+        nearest = distance_transform_edt(~mask.cpu().numpy(), return_distances=False, return_indices=True)
+        rows, columns = torch.from_numpy(nearest).long().to(values.device)
+        filled[i] = values[i][:, rows, columns]
+    return filled
 
 
 def upsample_bilinear(flow: Tensor, factor: int = 8) -> Tensor:

@@ -3,12 +3,14 @@
 Machines are shared and noisy. Quote ratios of what was timed in one call of :func:`alternate`, not lone times.
 """
 
+import dataclasses
+import math
 import multiprocessing
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,8 @@ class StepCost:
     """What one training step costs.
 
     Attributes:
-        kept: bytes that autograd keeps at the end of forward.
+        kept: bytes that the graph keeps alive at the end of forward: what autograd saved, and what recomputing
+            needs besides.
         peak: bytes of all tensors made since the step began, at most, through backward; on a GPU what its
             allocator gave out at most, the model included.
         forward, backward: seconds, of a run without the counting of bytes.
@@ -107,9 +110,8 @@ def step_cost(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> StepC
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with LiveTensors() as live:
-        with KeptForBackward(apart_from=estimator.parameters()) as kept:
-            loss = _loss(estimator, image1, image2)
-        bytes_kept = kept.bytes
+        loss = _loss(estimator, image1, image2)
+        kept = live.now
         loss.backward()
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else live.peak
     estimator.zero_grad(set_to_none=True)
@@ -117,7 +119,90 @@ def step_cost(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> StepC
     forward = seconds_of(lambda: losses.append(_loss(estimator, image1, image2)), device)
     backward = seconds_of(losses[0].backward, device)
     estimator.zero_grad(set_to_none=True)
-    return StepCost(bytes_kept, peak, forward, backward)
+    return StepCost(kept, peak, forward, backward)
+
+
+def costs_over_depth(
+    estimator: FlowEstimator, image1: Tensor, image2: Tensor, depths: Sequence[int], *, limit: float = math.inf
+) -> dict[int, StepCost]:
+    """Measure training steps of several depths, and leave out those that would not fit.
+
+    Args:
+        estimator: in training mode.
+        image1, image2: (B, 3, H, W) on the estimator's device.
+        depths: evaluations, ascending.
+        limit: bytes that the peak may take, as told by a line through the two depths before; these are always run.
+
+    Returns:
+        What a step costs, by depth.
+    """
+    before = estimator.equilibrium.stop
+    costs: dict[int, StepCost] = {}
+    try:
+        for depth in depths:
+            if len(costs) > 1 and at_depth({k: cost.peak for k, cost in costs.items()}, depth) > limit:
+                break
+            estimator.equilibrium.stop = dataclasses.replace(before, max_evals=depth)
+            costs[depth] = step_cost(estimator, image1, image2)
+    finally:
+        estimator.equilibrium.stop = before
+    return costs
+
+
+def at_depth(values: Mapping[int, float], depth: int) -> float:
+    """The value at a depth: the one measured, or that of a line through the two deepest.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if depth in values:
+        return values[depth]
+    if len(values) < 2:
+        raise ValueError(
+            f"at_depth expects {depth} among the depths, or two for a line, got {list(values)}: measure more."
+        )
+    (near, low), (far, high) = sorted(values.items())[-2:]
+    return high + (high - low) * (depth - far) / (far - near)
+
+
+PARTS = {  # a module of the package, or a function -> the part of the model that its code belongs to
+    "deqflow.encoders": "encoders",
+    "deqflow.correlation": "correlation",
+    "deqflow.updates": "update",
+    "deqflow.flow_map": "update",
+    "deqflow.estimator.FlowEstimator._upsample": "upsampling",
+}
+
+
+def kept_by_part(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> dict[str, int]:
+    """Bytes that autograd keeps at the end of forward: by the part of the model that keeps them first.
+
+    Args:
+        estimator: in training mode.
+        image1, image2: (B, 3, H, W) on the estimator's device.
+
+    Returns:
+        Of "encoders", "correlation", "update", "upsampling" and "rest" (images, loss, what lies between the parts,
+        and what recomputing needs besides its inputs); their sum is what :class:`StepCost` calls kept.
+    """
+    with LiveTensors() as live, KeptForBackward(apart_from=estimator.parameters(), label=_part) as kept:
+        loss = _loss(estimator, image1, image2)
+    parts = {part: kept.by_label.get(part, 0) for part in dict.fromkeys(PARTS.values())}
+    rest = live.now - sum(parts.values())
+    del loss  # until here it held the graph
+    return parts | {"rest": rest}
+
+
+def _part() -> str:
+    """The part whose code is running: of the innermost frame that belongs to one."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_qualname}"
+        for place, part in PARTS.items():
+            if name == place or name.startswith(f"{place}."):
+                return part
+        frame = frame.f_back
+    return "rest"
 
 
 def _loss(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> Tensor:

@@ -4,7 +4,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deqflow.geometry import Padding, pixel_grid, sample_bilinear, upsample_bilinear, upsample_convex, warp
+from deqflow.geometry import (
+    Padding,
+    fill_holes,
+    pixel_grid,
+    project_forward,
+    sample_bilinear,
+    upsample_bilinear,
+    upsample_convex,
+    warp,
+)
 
 SIDES = st.integers(1, 40)
 
@@ -141,3 +150,64 @@ def test_padding_replicates_the_border():
     image = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[None, None]
     assert Padding(2, 2, 4).pad(image)[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
     assert Padding(8, 16).pad(image) is image
+
+
+def splat_slowly(values: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bilinear splatting by its definition: (C, H, W), (2, H, W) -> (C, H, W), (H, W)."""
+    height, width = values.shape[1:]
+    total, weight = torch.zeros_like(values), torch.zeros(height, width, dtype=values.dtype)
+    for j in range(height):
+        for i in range(width):
+            x, y = i + flow[0, j, i].item(), j + flow[1, j, i].item()
+            for row in range(height):
+                for column in range(width):
+                    share = max(0.0, 1 - abs(x - column)) * max(0.0, 1 - abs(y - row))
+                    total[:, row, column] += share * values[:, j, i]
+                    weight[row, column] += share
+    return torch.where(weight > 0, total / weight.clamp(min=1e-12), 0.0), weight
+
+
+@given(height=st.integers(1, 5), width=st.integers(1, 6), seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_forward_projection_follows_its_definition(height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
+    flow = 3 * torch.randn(2, 2, height, width, generator=generator, dtype=torch.float64)
+    got, weight = project_forward(values, flow)
+    for i in range(2):
+        expected, arrived = splat_slowly(values[i], flow[i])
+        torch.testing.assert_close(weight[i, 0], arrived)
+        torch.testing.assert_close(got[i], expected)
+
+
+def test_forward_projection_undoes_warping_by_whole_pixels(generator):
+    image = torch.rand(1, 2, 6, 9, generator=generator)
+    flow = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 6, 9)
+    moved, weight = project_forward(image, flow)
+    assert torch.equal(moved[..., :-1, 2:], image[..., 1:, :-2])
+    assert torch.equal(weight[..., :-1, 2:], torch.ones(1, 1, 5, 7))
+    assert not moved[..., :2].any()
+    assert not weight[..., -1, :].any()
+
+
+@pytest.mark.parametrize("far", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
+def test_what_ends_nowhere_or_far_away_is_lost(far):
+    values, flow = torch.ones(1, 1, 3, 4), torch.zeros(1, 2, 3, 4)
+    flow[0, 0, 1, 2] = far
+    moved, weight = project_forward(values, flow)
+    expected = torch.ones(1, 1, 3, 4)
+    expected[0, 0, 1, 2] = 0
+    assert torch.equal(moved, expected)
+    assert torch.equal(weight, expected)
+    assert not project_forward(flow, flow)[0].any()  # itself included
+
+
+def test_holes_take_the_values_of_the_nearest_known_pixel():
+    values = torch.arange(24.0).view(2, 1, 3, 4)
+    known = torch.ones(2, 1, 3, 4, dtype=torch.bool)
+    known[0, 0, :, 1:3] = False
+    filled = fill_holes(values, known)
+    assert filled[0, 0].tolist() == [[0, 0, 3, 3], [4, 4, 7, 7], [8, 8, 11, 11]]
+    assert torch.equal(filled[1], values[1])
+    assert values[0, 0, 0, 1] == 1  # the input stays as it was
+    assert torch.equal(fill_holes(values, torch.zeros_like(known)), values)  # nothing to take from

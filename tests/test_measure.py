@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from deqflow import build
-from deqflow.diagnostics import LiveTensors
+from deqflow.diagnostics import KeptForBackward, LiveTensors
 from deqflow.measure import (
     MIB,
     Timings,
     alternate,
+    at_depth,
+    costs_over_depth,
     fitted_exponent,
+    kept_by_part,
     matrix_peak,
     peak_of_a_process,
     seconds_of,
@@ -131,3 +134,84 @@ def test_lean_gradients_are_the_same():
         estimator(*pair).flow.abs().mean().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in estimator.parameters()]))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_checkpointed_updates_keep_less_and_change_no_gradient(recurrent):
+    torch.manual_seed(0)
+    estimator = build("tiny", recurrent=recurrent, train_evals=3).double()
+    pair = [image.double() for image in images()]
+    gradients, kept = [], []
+    for checkpoint in (False, True):
+        estimator.checkpoint_updates = checkpoint
+        estimator.zero_grad()
+        with KeptForBackward(apart_from=estimator.parameters()) as seen:
+            loss = torch.stack(estimator(*pair).flows).abs().mean()
+        kept.append(seen.bytes)
+        loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in estimator.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-12)
+    assert kept[1] < kept[0]
+
+
+def test_with_all_checkpointed_an_update_keeps_its_state_and_flow():
+    torch.manual_seed(0)
+    estimator = build("tiny", recurrent=True, correlation="sampled", checkpoint_encoders=True)
+    estimator.checkpoint_updates = True
+    costs = costs_over_depth(estimator, *images(), (2, 4))
+    each = (costs[4].kept - costs[2].kept) / 2
+    state = 4 * (32 + 2) * 8 * 8
+    flow = 4 * 2 * 64 * 64
+    assert state + flow <= each <= 3 * (state + flow)  # the loss takes the flow's absolute value, and stacks
+
+
+def test_depth_costs_a_recurrent_model_memory_and_an_equilibrium_model_none():
+    torch.manual_seed(0)
+    recurrent, equilibrium = build("tiny", recurrent=True), build("tiny")
+    before = equilibrium.equilibrium.stop
+    line, flat = (costs_over_depth(model, *images(), (2, 4, 8)) for model in (recurrent, equilibrium))
+    assert flat[8].kept == flat[4].kept == flat[2].kept
+    first, second = line[4].kept - line[2].kept, line[8].kept - line[4].kept
+    assert second == pytest.approx(2 * first, rel=0.05)
+    assert first > 0
+    assert equilibrium.equilibrium.stop is before
+
+
+def test_a_depth_that_would_not_fit_is_left_out():
+    torch.manual_seed(0)
+    estimator = build("tiny", recurrent=True)
+    assert list(costs_over_depth(estimator, *images(32), (1, 2, 64), limit=1)) == [1, 2]
+
+
+def test_a_depth_that_was_not_measured_is_on_the_line_of_the_deepest():
+    values = {6: 100.0, 12: 10.0, 24: 34.0}
+    assert at_depth(values, 12) == 10
+    assert at_depth(values, 36) == 58
+    with pytest.raises(ValueError, match="expects 36 among the depths, or two for a line, got \\[6\\]"):
+        at_depth({6: 1.0}, 36)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_what_is_kept_has_its_part(lean):
+    torch.manual_seed(0)
+    estimator = build("tiny", train_evals=2, checkpoint_encoders=lean)
+    estimator.checkpoint_updates = lean
+    parts = kept_by_part(estimator, *images())
+    assert list(parts) == ["encoders", "correlation", "update", "upsampling", "rest"]
+    assert sum(parts.values()) == step_cost(estimator, *images()).kept
+    assert all(parts[part] > 0 for part in ("encoders", "update", "rest"))
+    if not lean:
+        assert min(parts.values()) > 0
+        assert parts["encoders"] > sum(parts.values()) / 2  # the tiny model's are as large as the base model's
+
+
+def test_a_part_keeps_what_its_modules_would_keep_alone():
+    torch.manual_seed(0)
+    estimator = build("tiny", train_evals=2)
+    pair = images()
+    with KeptForBackward(apart_from=estimator.parameters()) as kept:
+        features = estimator.feature_encoder(torch.cat(pair) * (2 / 255) - 1)
+        context = estimator.context_encoder(pair[0] * (2 / 255) - 1)
+    assert features.requires_grad
+    assert context.requires_grad
+    assert kept_by_part(estimator, *pair)["encoders"] == pytest.approx(kept.bytes, rel=0.02)

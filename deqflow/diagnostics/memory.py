@@ -1,7 +1,7 @@
 """What autograd keeps for backward, and what tensors take at most, in bytes."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class _Held:
     """A saved tensor; lives as long as the graph that saved it."""
 
-    __slots__ = ("__weakref__", "tensor")
+    __slots__ = ("__weakref__", "label", "number", "tensor")
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: Tensor, number: int, label: str) -> None:
+        self.tensor, self.number, self.label = tensor, number, label
 
 
 class KeptForBackward:
@@ -30,11 +30,12 @@ class KeptForBackward:
 
     Args:
         apart_from: tensors whose storages do not count, such as parameters, which are there anyway.
+        label: called whenever a tensor is kept; says what :attr:`by_label` counts it under.
     """
 
-    def __init__(self, *, apart_from: Iterable[Tensor] = ()) -> None:
+    def __init__(self, *, apart_from: Iterable[Tensor] = (), label: Callable[[], str] = str) -> None:
         self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
-        self._apart_from = list(apart_from)
+        self._apart_from, self._label, self._count = list(apart_from), label, 0
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held.tensor)
 
     def __enter__(self) -> "KeptForBackward":
@@ -45,16 +46,27 @@ class KeptForBackward:
         self._hooks.__exit__(*exception)
 
     def _pack(self, tensor: Tensor) -> _Held:
-        held = _Held(tensor)
+        held = _Held(tensor, self._count, self._label())
+        self._count += 1
         self._held.add(held)
         return held
 
     @property
     def bytes(self) -> int:
         """Bytes that graphs made in the block still hold."""
-        not_ours = {tensor.untyped_storage().data_ptr() for tensor in self._apart_from}
-        storages = [held.tensor.untyped_storage() for held in self._held]
-        return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in not_ours}.values())
+        return sum(self.by_label.values())
+
+    @property
+    def by_label(self) -> dict[str, int]:
+        """The same by label; a storage that several keep counts for the first of them."""
+        seen = {tensor.untyped_storage().data_ptr() for tensor in self._apart_from}
+        totals: dict[str, int] = {}
+        for held in sorted(self._held, key=lambda held: held.number):
+            storage = held.tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                totals[held.label] = totals.get(held.label, 0) + storage.nbytes()
+        return totals
 
 
 class LiveTensors(TorchDispatchMode):

@@ -78,8 +78,10 @@ def film(
     unit: str = "px",
     first: int = 0,
     title: str = "",
+    counted: str = "evaluations of f",
+    caption: str = "after",
 ) -> go.Figure:
-    """The flow and maps of the same pixels, evaluation by evaluation, under a slider.
+    """The flow and maps of the same pixels, evaluation by evaluation or frame by frame, under a slider.
 
     The slider needs no kernel and no animation frames: each of its steps carries its pictures.
 
@@ -92,6 +94,8 @@ def film(
         unit: of the maps.
         first: which of the numbers is shown at first.
         title: of the figure.
+        counted: what the numbers count.
+        caption: the word before a number in the title of the flow.
 
     Raises:
         ValueError: the flow or a map does not have a picture for each number.
@@ -103,7 +107,8 @@ def film(
         largest = max(float(np.percentile(torch.linalg.vector_norm(flow, dim=1).cpu().numpy(), 99)), 0.5)
     rows = [[_as_source(flow_to_rgb(field, largest=largest)) for field in flow]]
     rows += [[_as_source(_log_colors(values, scale)) for values in stack] for stack in maps.values()]
-    captions = [[f"flow<br>after {number}" for number in numbers]]  # in two lines: narrow pages have no room for one
+    # In two lines: narrow pages have no room for one.
+    captions = [[f"flow<br>{caption} {number}" for number in numbers]]
     for name, stack in maps.items():
         captions.append([f"{name}<br>mean {float(values.nanmean()):.2g} {unit}" for values in stack])
     titles = [texts[first] for texts in captions]
@@ -122,7 +127,7 @@ def film(
         }
         for i, number in enumerate(numbers)
     ]
-    prefix = {"prefix": "evaluations of f: "}
+    prefix = {"prefix": f"{counted}: "}
     slider = {"active": first, "steps": steps, "currentvalue": prefix, "pad": {"t": 10}, "len": 0.9, "x": 0.02}
     figure.add_scatter(**_bar(scale, unit), showlegend=False, hoverinfo="skip")
     figure.update_xaxes(visible=False).update_yaxes(visible=False)

@@ -1,0 +1,123 @@
+"""What a solve of the next pair starts from, and when not to trust it: policies of reuse, and cuts."""
+
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deqflow.estimator import STRIDE, FlowState
+from deqflow.geometry import fill_holes, project_forward, warp
+
+Policy = Literal["reset", "reuse", "warp"]
+ARRIVED = 0.25  # share of a pixel's weight below which what arrived there is the rim of something else
+
+
+def check_policy(policy: str) -> None:
+    """Raise ValueError unless it is the name of a policy."""
+    if policy not in get_args(Policy):
+        raise ValueError(f"Unknown policy {policy!r}: expected one of {', '.join(get_args(Policy))}.")
+
+
+def carry(state: FlowState, policy: Policy) -> FlowState | None:
+    """The start for the next pair from the state of the last one.
+
+    A state belongs to the pixels of its first frame; the next pair's first frame is the last one's second. So what is
+    known of a pixel is known there at the end of its flow vector.
+
+    Args:
+        state: hidden (B, Ch, h, w) and flow (B, 2, h, w).
+        policy: "reset", the model's own start; "reuse", the flow moved forward and the hidden state as it was (the
+            paper's section 3.4); "warp", both moved forward. Holes get the values of the nearest pixel.
+
+    Returns:
+        The start, or None for the model's own.
+    """
+    if policy == "reset":
+        return None
+    moving = state.flow if policy == "reuse" else torch.cat([state.hidden, state.flow], 1)
+    moved, weight = project_forward(moving, state.flow)
+    moved = fill_holes(moved, weight > ARRIVED)
+    return FlowState(state.hidden if policy == "reuse" else moved[:, :-2], moved[:, -2:])
+
+
+def photometric_error(image1: Tensor, image2: Tensor, flow: Tensor) -> float:
+    """Mean difference of brightness along a flow at 1/8 size, in grey levels, over what stays in the frame.
+
+    Args:
+        image1, image2: (B, 3, 8 h, 8 w), 0..255.
+        flow: (B, 2, h, w) in its own pixels.
+    """
+    coarse1, coarse2 = (F.avg_pool2d(image, STRIDE) for image in (image1, image2))
+    inside = warp(torch.ones_like(coarse2[:, :1]), flow) > 0.99
+    if not bool(inside.any()):
+        inside = torch.ones_like(inside)
+    difference = (warp(coarse2, flow) - coarse1).abs().mean(1, keepdim=True)
+    return float(difference[inside].mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutRule:
+    """When a jump is taken for a cut: a value both ``times`` the usual one and well above it.
+
+    The usual value is the median of the last ``memory`` pairs since the last cut.
+
+    Attributes:
+        photometric_times, photometric_above: of the brightness error that the carried flow leaves, in grey levels.
+        residual_times, residual_above: of the start's residual, in full-size pixels.
+        memory: how many pairs are remembered.
+
+    Raises:
+        ValueError: a factor is below 1, a margin negative, or the memory less than 1.
+    """
+
+    photometric_times: float = 2.5
+    photometric_above: float = 8.0
+    residual_times: float = 5.0
+    residual_above: float = 4.0
+    memory: int = 7
+
+    def __post_init__(self) -> None:
+        if min(self.photometric_times, self.residual_times) < 1:
+            raise ValueError(f"CutRule expects factors of at least 1, got {self}.")
+        if min(self.photometric_above, self.residual_above) < 0 or self.memory < 1:
+            raise ValueError(f"CutRule expects margins of 0 or more and a memory of at least 1, got {self}.")
+
+
+class CutDetector:
+    """Remembers what is usual since the last cut, and tells a jump from it."""
+
+    def __init__(self, rule: CutRule) -> None:
+        self.rule = rule
+        self.photometric: deque[float] = deque(maxlen=rule.memory)
+        self.residuals: deque[float] = deque(maxlen=rule.memory)
+
+    def is_new_scene(self, photometric: float) -> bool:
+        """Whether the brightness error of the carried flow, in grey levels, says that the pair spans a cut."""
+        rule = self.rule
+        return _jumps(photometric, self.photometric, rule.photometric_times, rule.photometric_above)
+
+    def is_lost(self, residual: float) -> bool:
+        """Whether the residual of a carried start, in full-size pixels, says that it is none."""
+        return _jumps(residual, self.residuals, self.rule.residual_times, self.rule.residual_above)
+
+    def remember(self, photometric: float, residual: float | None) -> None:
+        """Take in a pair: the brightness error of its solution, and its start's residual if it was a carried one."""
+        self.photometric.append(photometric)
+        if residual is not None:
+            self.residuals.append(residual)
+
+    def forget(self) -> None:
+        """Begin anew, as after a cut."""
+        self.photometric.clear()
+        self.residuals.clear()
+
+
+def _jumps(value: float, before: deque[float], times: float, above: float) -> bool:
+    if not before:
+        return False
+    usual = statistics.median(before)
+    return value > times * usual and value > usual + above
