@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from deqflow.estimator import FlowEstimator
 from deqflow.models import build
 from deqflow.sizes import SIZES, EstimatorConfig
+from deqflow.writing import not_written, whole
 
 SHIPPED = ("deqflow-small",)
 FORMAT = "deqflow-1"
@@ -31,6 +32,7 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
 
     Raises:
         ValueError: the estimator has no configuration.
+        OSError: the folder can't be written to, or the disk is full.
     """
     if estimator.config is None:
         raise ValueError("save expects an estimator made by deqflow.build, got one without a configuration.")
@@ -41,13 +43,11 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
         "recipe": json.dumps(recipe or {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in estimator.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, unfinished, metadata=metadata)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with whole(path) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise not_written(path, error) from error
     return path
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +27,7 @@ from deqflow.updates import UpdateOperator
 
 STRIDE = 8
 SMALLEST_SIDE = 16
+TOO_BRIGHT = 512  # well above 255, where images may overshoot that were made larger or sharper
 ONE_AT_A_TIME = 2**20  # pixels of a batch of images; larger ones are encoded singly, for their activations' sake
 
 
@@ -57,6 +59,18 @@ class FlowOutput:
     def hidden_residual(self) -> Tensor:
         """RMS change of the hidden state in the reported evaluation, (B,), no unit."""
         return rms((self.solve.fz - self.solve.z)[:, :-2])
+
+    @property
+    def residual_map(self) -> Tensor:
+        """How far the reported evaluation moved the flow at each pixel, (B, H, W), in full-size pixels.
+
+        Bilinear between the 1/8-size pixels; its root mean square there is ``solve.residual`` times the root of 2,
+        which counts both components as one length.
+        """
+        moved = STRIDE * torch.linalg.vector_norm((self.solve.fz - self.solve.z)[:, -2:], dim=1, keepdim=True)
+        fine = F.interpolate(moved, scale_factor=STRIDE, mode="bilinear", align_corners=False)
+        height, width = self.flow.shape[-2:]
+        return Padding(height, width, STRIDE).crop(fine)[:, 0]
 
 
 def flow_residual(difference: Tensor) -> Tensor:
@@ -155,7 +169,7 @@ class FlowEstimator(nn.Module):
         """Estimate the flow from ``image1`` to ``image2``.
 
         Args:
-            image1, image2: (B, 3, H, W), RGB, 0..255, floating point, any size from 16x16.
+            image1, image2: (B, 3, H, W), RGB, 0..255, floating point of any precision, any size from 16x16.
             start: state to solve from, for instance the last frame's; zero flow if not given.
             rule: solver for this call; the model's own if not given.
             stop: budget and tolerance for this call; a tolerance is in full-size pixels unless the ``stop``
@@ -165,7 +179,8 @@ class FlowEstimator(nn.Module):
                 (:func:`deqflow.solvers.solve`).
 
         A solve that diverges is tried again with damping, with a warning; see ``output.solve.status`` for how it ended.
-        A sample whose images are not finite fails alone, with a warning: its flow is NaN and its status says so.
+        A sample whose images are not finite fails alone, with a warning: its flow is NaN and its status says so. The
+        same goes for a sample in which NaN or infinity comes up later, as by overflow in float16.
 
         Raises:
             TypeError: an image is no floating-point tensor.
@@ -176,6 +191,8 @@ class FlowEstimator(nn.Module):
         bad = not_finite(image1, image2)
         if bool(bad.any()):
             return self._without(bad, image1, image2, start=start, rule=rule, stop=stop, on_eval=on_eval)
+        precision = next(self.parameters()).dtype
+        image1, image2 = image1.to(precision), image2.to(precision)
         height, width = image1.shape[-2:]
         padding = Padding(height, width, STRIDE)
         f, z0 = self.fixed_point_map(padding.pad(image1), padding.pad(image2), generator=generator)
@@ -219,13 +236,19 @@ class FlowEstimator(nn.Module):
         if stop is not None and stop.norm is rms:
             stop = dataclasses.replace(stop, norm=flow_residual)
         states, result = self.equilibrium(f, z0, rule=rule, stop=stop, on_eval=on_eval)
+        remarks = []
         if not (self.training or self.recurrent or torch.is_grad_enabled()) and bool(diverged(result).any()):
             result = rescue(f, z0, result)
             states = (result.fz,)
-            warnings.warn(f"A solve diverged and was tried again with damping: {result.summary()}", stacklevel=5)
+            remarks.append(f"A solve diverged and was tried again with damping: {result.summary()}")
         flows = tuple(self._upsample(self._unpack(state)) for state in states)
         if padding is not None:
             flows = tuple(padding.crop(flow) for flow in flows)
+        if not self.training:
+            result, remark = with_failures(result, flows[-1])
+            remarks.append(remark)
+        if any(remarks):
+            warnings.warn(" ".join(filter(None, remarks)), stacklevel=5)
         return FlowOutput(flows[-1], flows, self._unpack(states[-1]), result)
 
     def fixed_point_map(
@@ -271,14 +294,14 @@ class FlowEstimator(nn.Module):
     def _run_encoder(self, encoder: nn.Module, images: Tensor) -> Tensor:
         if self.checkpoint_encoders and torch.is_grad_enabled():
             return checkpointed(encoder, images)
-        if not torch.is_grad_enabled() and images[:, 0].numel() > ONE_AT_A_TIME:
+        exporting = torch.compiler.is_exporting()  # to a graph that takes all sizes alike
+        if not (torch.is_grad_enabled() or exporting) and images[:, 0].numel() > ONE_AT_A_TIME:
             return torch.cat([encoder(image[None]) for image in images])
         return encoder(images)
 
     def _upsample(self, state: FlowState) -> Tensor:
         if self.checkpoint_updates and torch.is_grad_enabled():
-            again = lambda hidden, flow: self.upsampler(FlowState(hidden, flow))
-            return checkpoint(again, state.hidden, state.flow, use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(self.upsampler, state, use_reentrant=False, preserve_rng_state=False)
         return self.upsampler(state)
 
     def _dropout_mask(self, like: Tensor, channels: int, generator: torch.Generator | None) -> Tensor | None:
@@ -318,7 +341,8 @@ def check_images(image1: Tensor, image2: Tensor) -> None:
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(
                 f"{name} expects shape (B, 3, H, W) with three colour channels (RGB), got {tuple(image.shape)}: "
-                "add a batch dimension with image[None], or repeat a grey channel three times."
+                "add a batch dimension with image[None], repeat a grey channel three times, leave out transparency, or "
+                "move channels that come last with image.movedim(-1, -3)."
             )
     if image1.shape != image2.shape:
         raise ValueError(
@@ -330,9 +354,10 @@ def check_images(image1: Tensor, image2: Tensor) -> None:
             f"Images must be at least {SMALLEST_SIDE} px a side, got {width}x{height} (width x height): enlarge them."
         )
     highest = float(torch.maximum(image1.max(), image2.max()))
-    if 0 < highest <= 1:
+    if 0 < highest <= 1 or TOO_BRIGHT < highest < torch.inf:
+        advice = "multiply by 255 if they are 0..1" if highest <= 1 else "divide by 257 if they have 16 bits"
         warnings.warn(
-            f"Images are expected in 0..255, but the largest value is {highest:.3g}: multiply by 255 if they are 0..1.",
+            f"Images are expected in 0..255, but the largest value is {highest:.3g}: {advice}.",
             stacklevel=5,  # past forward and two frames of nn.Module, to the line that calls the estimator
         )
 
@@ -340,3 +365,18 @@ def check_images(image1: Tensor, image2: Tensor) -> None:
 def not_finite(image1: Tensor, image2: Tensor) -> Tensor:
     """Which samples have NaN or infinity in an image, (B,) booleans."""
     return ~(torch.isfinite(image1) & torch.isfinite(image2)).flatten(1).all(1)
+
+
+def with_failures(result: SolverResult, flow: Tensor) -> tuple[SolverResult, str]:
+    """The result with a status for samples whose flow (B, 2, H, W) is not finite, and a sentence on all that failed."""
+    lost = ~torch.isfinite(flow).flatten(1).all(1)
+    result = dataclasses.replace(result, status=result.status.masked_fill(lost, int(Status.NON_FINITE)))
+    failed = result.status == Status.NON_FINITE
+    if not bool(failed.any()):
+        return result, ""
+    numbers = ", ".join(str(int(i)) for i in failed.nonzero())
+    left = "its flow is not finite" if bool(lost.any()) else "its flow is that of the last finite state"
+    return result, (
+        f"NaN or infinity came up in sample {numbers}, {left}: check weights and start, and use bfloat16 or float32 "
+        "instead of float16, which ends at 65504."
+    )

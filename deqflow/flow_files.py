@@ -1,8 +1,8 @@
-"""Images and flow files, in and out. Files are written under a temporary name and renamed once whole."""
+"""Images and flow files, in and out: encoded in memory, and written whole or not at all."""
 
-import os
+import io
 import re
-from collections.abc import Callable
+import struct
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+
+from deqflow.writing import write_whole
 
 UNKNOWN_FLOW = 1e9  # Middlebury marks unknown vectors by greater values
 UNKNOWN_MARK = 1e10  # what we write for them
@@ -23,21 +25,25 @@ KITTI_LARGEST = (2**16 - 1 - 2**15) / 64  # px; the least is -512
 def read_image(path: str | Path) -> Tensor:
     """Read an image file as (1, 3, H, W) float32, RGB, 0..255: what an estimator takes.
 
-    Grey images get three equal channels, transparency is dropped, 16 bits are scaled down to 8.
+    Grey images get three equal channels, transparency is dropped, the range of 16 bits is scaled to that of 8.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no image that OpenCV can read, or damaged.
+        ValueError: the file is no image that OpenCV can read, damaged, or holds neither 8 nor 16 bits.
     """
-    pixels = _decode(path, cv2.IMREAD_COLOR, "an image such as .png, .jpg or .ppm")
-    return torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None].float()
+    pixels = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "an image such as .png, .jpg or .ppm")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path} expects 8 or 16 bits, got {pixels.dtype}, whose range nothing says: convert it.")
+    rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.float32)
+    return torch.from_numpy(rgb / 257 if pixels.dtype == np.uint16 else rgb).permute(2, 0, 1)[None]
 
 
 def write_image(path: str | Path, image: np.ndarray) -> Path:
     """Write an RGB picture (H, W, 3) uint8 in the format that the suffix names.
 
     Raises:
-        ValueError: not such an array, or OpenCV has no such format.
+        ValueError: not such an array, OpenCV has no such format, or the format cannot hold the picture.
+        OSError: the folder can't be written to, or the disk is full.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"write_image expects (H, W, 3) uint8, got {image.dtype} {image.shape}.")
@@ -45,7 +51,7 @@ def write_image(path: str | Path, image: np.ndarray) -> Path:
     path = Path(path)
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise ValueError(f"Can't write {path}: expected a suffix such as .png or .jpg, got {path.suffix!r}.")
-    return _write(path, lambda part: cv2.imwrite(part, bgr))
+    return write_whole(path, _encode(path, bgr))
 
 
 def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -80,6 +86,7 @@ def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> P
 
     Raises:
         ValueError: another shape, no pixels, another suffix, or a flow that KITTI's format cannot hold.
+        OSError: the folder can't be written to, or the disk is full.
         ImportError: ``.flo5`` needs h5py, which is not installed.
     """
     path = Path(path)
@@ -110,7 +117,8 @@ def _read_flo(path: Path) -> tuple[Tensor, Tensor]:
 
 def _write_flo(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
     marked = np.where(known[..., None], pixels, np.float32(UNKNOWN_MARK))
-    return _write(path, lambda part: cv2.writeOpticalFlow(part, marked))
+    height, width = known.shape
+    return write_whole(path, struct.pack("<4sii", b"PIEH", width, height) + marked.astype("<f4").tobytes())
 
 
 def _read_pfm(path: Path) -> tuple[Tensor, Tensor]:
@@ -134,7 +142,7 @@ def _write_pfm(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
     marked = np.where(known[..., None], pixels, np.float32(UNKNOWN_MARK))
     values = np.concatenate([marked, np.zeros((height, width, 1), np.float32)], 2)[::-1]
     content = f"PF\n{width} {height}\n-1.0\n".encode() + values.astype("<f4").tobytes()
-    return _write(path, lambda part: Path(part).write_bytes(content) == len(content))
+    return write_whole(path, content)
 
 
 def _read_kitti(path: Path) -> tuple[Tensor, Tensor]:
@@ -161,7 +169,7 @@ def _write_kitti(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
     # Green and red are v and u, blue is the mask; OpenCV's order is blue, green, red.
     bgr = np.concatenate([np.ones((*known.shape, 1)), values[..., ::-1]], 2)
     bgr = np.where(known[..., None], bgr, 0).astype(np.uint16)
-    return _write(path, lambda part: cv2.imwrite(part, bgr))
+    return write_whole(path, _encode(path, bgr))
 
 
 def _read_flo5(path: Path) -> tuple[Tensor, Tensor]:
@@ -196,15 +204,11 @@ def _flo5_fault(h5py: ModuleType, file: Any, size: int) -> str:
 
 
 def _write_flo5(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
-    h5py = _h5py(path)
-
-    def write(part: str) -> bool:
-        with h5py.File(part, "w") as file:
-            marked = np.where(known[..., None], pixels, np.float32("nan"))
-            file.create_dataset("flow", data=marked, compression="gzip", compression_opts=5)
-        return True
-
-    return _write(path, write)
+    content = io.BytesIO()  # writing to a full disk itself, HDF5 takes the process down
+    with _h5py(path).File(content, "w") as file:
+        marked = np.where(known[..., None], pixels, np.float32("nan"))
+        file.create_dataset("flow", data=marked, compression="gzip", compression_opts=5)
+    return write_whole(path, content.getvalue())
 
 
 def _h5py(path: Path) -> ModuleType:
@@ -249,14 +253,10 @@ def _decode(path: str | Path, flags: int, expected: str) -> np.ndarray:
     return pixels
 
 
-def _write(path: Path, write: Callable[[str], bool]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, since it names the format.
-    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        if not write(str(unfinished)):
-            raise OSError(f"Writing {path} failed: check that its folder can be written to and the disk is not full.")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+def _encode(path: Path, bgr: np.ndarray) -> bytes:
+    """A picture as its file has it: OpenCV's own writing does not notice everywhere that a disk is full."""
+    done, content = cv2.imencode(path.suffix, bgr)
+    if not done:
+        height, width = bgr.shape[:2]
+        raise ValueError(f"Can't write {path}: its format can't hold a picture of {width}x{height}.")
+    return content.tobytes()

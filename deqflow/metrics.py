@@ -1,5 +1,8 @@
 """Errors of a flow field against the truth."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,3 +29,93 @@ def mean_endpoint_error(flow: Tensor, target: Tensor, valid: Tensor | None = Non
     if bool((counts == 0).any()):
         raise ValueError("mean_endpoint_error expects at least one valid pixel in each sample, got none in one.")
     return torch.where(valid, error, 0.0).flatten(1).sum(1) / counts
+
+
+# Ranges of the true displacement, in px, as Sintel's table has them.
+SPEEDS: dict[str, tuple[float, float]] = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, math.inf)}
+
+
+class FlowErrors:
+    """Adds up errors over pairs, valid pixels only: what a pixel without truth holds, or would add, does not count.
+
+    Errors are summed in float64, so the order and the number of pairs do not matter.
+    """
+
+    def __init__(self) -> None:
+        self._all, self._of_pairs = _Mean(), _Mean()
+        self._outliers = 0
+        self._speeds = {name: _Mean() for name in SPEEDS}
+        self._matched, self._unmatched = _Mean(), _Mean()
+
+    def add(self, flow: Tensor, target: Tensor, valid: Tensor, occluded: Tensor | None = None) -> None:
+        """Add pairs.
+
+        Args:
+            flow, target: (B, 2, H, W) in pixels.
+            valid: (B, H, W) booleans. A pair without a valid pixel adds nothing.
+            occluded: (B, H, W) booleans, what is known to be hidden or out of frame; nothing if not given.
+
+        Raises:
+            ValueError: the shapes do not fit each other.
+        """
+        if flow.dim() != 4 or flow.shape != target.shape or valid.shape != flow[:, 0].shape:
+            raise ValueError(
+                "FlowErrors.add expects flow and target (B, 2, H, W) and valid (B, H, W), got "
+                f"{tuple(flow.shape)}, {tuple(target.shape)} and {tuple(valid.shape)}."
+            )
+        errors = endpoint_error(flow, target)
+        for b in range(len(flow)):
+            known = valid[b]
+            if not bool(known.any()):
+                continue
+            error, length = errors[b][known].double(), torch.linalg.vector_norm(target[b][:, known], dim=0)
+            self._all.add(error)
+            self._of_pairs.add(error.mean()[None])
+            # Written so that a NaN is an outlier: every comparison with it is false.
+            self._outliers += int((~((error <= 3) | (error <= 0.05 * length))).sum())
+            for name, (low, high) in SPEEDS.items():
+                self._speeds[name].add(error[(length >= low) & (length < high)])
+            hidden = torch.zeros_like(known) if occluded is None else occluded[b]
+            self._matched.add(error[~hidden[known]])
+            self._unmatched.add(error[hidden[known]])
+
+    def summary(self) -> dict[str, Any]:
+        """What was added up, as json can hold it; None stands for a mean over nothing.
+
+        Returns:
+            ``pairs`` and ``pixels`` that counted; ``epe_px``, the mean end-point error of all pixels (Sintel);
+            ``pair_epe_px``, the mean of the pairs' means (KITTI); ``f1_all``, the share of pixels whose error is
+            more than 3 px and more than 5 % of the true displacement (KITTI); ``by_speed_px``, ``epe_px`` by range of
+            the true displacement (:data:`SPEEDS`), ``matched_px`` and ``unmatched_px``, by occlusion, and
+            ``speed_share`` and ``unmatched_share``, the shares of pixels in these.
+        """
+        return {
+            "pairs": self._of_pairs.count,
+            "pixels": self._all.count,
+            "epe_px": self._all.mean,
+            "pair_epe_px": self._of_pairs.mean,
+            "f1_all": self._share(self._outliers),
+            "by_speed_px": {name: part.mean for name, part in self._speeds.items()},
+            "speed_share": {name: self._share(part.count) for name, part in self._speeds.items()},
+            "matched_px": self._matched.mean,
+            "unmatched_px": self._unmatched.mean,
+            "unmatched_share": self._share(self._unmatched.count),
+        }
+
+    def _share(self, count: int) -> float | None:
+        return count / self._all.count if self._all.count else None
+
+
+class _Mean:
+    """A mean of values that come a tensor at a time."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, values: Tensor) -> None:
+        self.total += float(values.sum())
+        self.count += values.numel()
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.count if self.count else None

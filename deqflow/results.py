@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from deqflow.writing import write_whole
+
 
 def published(name: str) -> Path:
     """Where the checkout keeps the results of an experiment."""
@@ -20,17 +22,13 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"No results at {path}: make them with python -m deqflow experiment {path.stem}.")
+        raise FileNotFoundError(f"No results at {path}: README.md says which command makes them.")
     return json.loads(path.read_text())
 
 
 def save_results(results: dict[str, Any], path: str | Path) -> None:
     """Write a results file: whole, or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(results, indent=1) + "\n")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(results, indent=1) + "\n")
 
 
 def curves(results: dict[str, Any], quantity: str) -> dict[str, np.ndarray]:

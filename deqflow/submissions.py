@@ -1,6 +1,5 @@
 """Files to hand in at the benchmarks whose truth is kept back: Sintel and KITTI."""
 
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from torch import Tensor
 from deqflow.datasets.benchmarks import KITTI_FRAMES
 from deqflow.datasets.files import ADVICE, expected_files, one_of
 from deqflow.flow_files import KITTI_LARGEST, read_image, write_flow
+from deqflow.writing import whole
 
 Estimate = Callable[[Tensor, Tensor], Tensor]
 KITTI_PLACES = {2012: "", 2015: "flow/"}  # where the server looks for 000000_10.png in the archive
@@ -86,18 +86,16 @@ def write_kitti_submission(
     what = f"KITTI {year}'s test pictures, 000000_10.png and so on,"
     firsts = expected_files(Path(root) / "testing" / KITTI_FRAMES[year], "*_10.png", what)
     pairs = [(first, _there(first.with_name(first.name.replace("_10.", "_11.")))) for first in firsts]
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = archive.with_name(f".{archive.name}.part")
-    try:
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(unfinished, "w") as file:
-            for image1, image2 in pairs:
-                flow = _estimated(estimate, image1, image2).clamp(-512, KITTI_LARGEST)
-                file.write(write_flow(Path(folder) / image1.name, flow), KITTI_PLACES[year] + image1.name)
-                if on_pair is not None:
-                    on_pair(image1)
-        os.replace(unfinished, archive)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        whole(archive) as unfinished,
+        tempfile.TemporaryDirectory() as folder,
+        zipfile.ZipFile(unfinished, "w") as file,
+    ):
+        for image1, image2 in pairs:
+            flow = _estimated(estimate, image1, image2).clamp(-512, KITTI_LARGEST)
+            file.write(write_flow(Path(folder) / image1.name, flow), KITTI_PLACES[year] + image1.name)
+            if on_pair is not None:
+                on_pair(image1)
     return archive
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from deqflow.results import load_results, published
+from deqflow.writing import write_whole
 
 Rows = list[list[str]]
 
@@ -42,6 +43,24 @@ def gradients(results: dict[str, Any]) -> str:
     return _curves(results, "gradient", {name: f"{np.mean(values):.0f} s" for name, values in seconds.items()})
 
 
+def video(results: dict[str, Any]) -> str:
+    """Fixed-point reuse: evaluations a pair, error and flicker of each policy, to a loose and to a tight tolerance."""
+    rows = {(row["clip"], row["atol_px"], row["policy"]): row for row in results["rows"]}
+    tolerances = sorted({atol for _, atol, _ in rows}, reverse=True)
+    policies = list(dict.fromkeys(policy for *_, policy in rows))
+    lines = []
+    for clip in dict.fromkeys(clip for clip, *_ in rows):
+        for atol in dict.fromkeys([tolerances[0], 0.1 if 0.1 in tolerances else tolerances[-1]]):
+            found = [rows[clip, atol, policy] for policy in policies]
+            line = [f"{clip}, to {atol:g} px"]
+            for quantity, unit in (("evaluations", ""), ("error_px", " px"), ("flicker_px", " px")):
+                known = all(quantity in row for row in found)
+                line.append(" / ".join(f"{row[quantity]:.2f}" for row in found) + unit if known else "not known")
+            lines.append(line)
+    names = " / ".join(policies)
+    return markdown(["clip", f"evaluations: {names}", "error", "flicker"], lines)
+
+
 def _curves(results: dict[str, Any], what: str, extra: dict[str, str] | None = None) -> str:
     runs = [run for run in results["runs"] if "curve" in run]
     at = [k for k in (12, 96) if k in runs[0]["curve"]["evals"]]
@@ -57,10 +76,66 @@ def _curves(results: dict[str, Any], what: str, extra: dict[str, str] | None = N
     return markdown(head, rows)
 
 
+def bench(results: dict[str, Any]) -> str:
+    """What was to be reached in time and memory, and what was."""
+    rows = []
+    for row in (row for part in results["parts"].values() for row in part["rows"]):
+        bounds = (("at least", row["at_least"]), ("at most", row["at_most"]))
+        for words, bound in ((words, bound) for words, bound in bounds if bound is not None):
+            unit = f" {row['unit']}" if row["unit"] else ""
+            reached = "yes" if row["met"] else "no"
+            rows.append([row["quantity"], f"{words} {bound:g}{unit}", f"{row['value']:.3g}{unit}", reached])
+    return markdown(["what", "to reach", "measured", "reached"], rows)
+
+
+def accuracy(results: dict[str, Any]) -> str:
+    """End-point error on each set, of models at some evaluations and with early stop, beside DIS and zero flow."""
+    counts = [str(k) for k in results["config"]["evals"]]
+    at = {
+        name: [counts[0]] if model["recurrent"] else list(dict.fromkeys([counts[0], counts[-1]]))
+        for name, model in results["models"].items()
+    }
+    head = ["set", "pairs", "zero flow", "DIS"]
+    for name, shown in at.items():
+        head += [*(f"{name} at {k}" for k in shown), *([] if results["models"][name]["recurrent"] else ["stopped"])]
+    rows = []
+    for name, measured in results["sets"].items():
+        methods = measured["methods"]
+        row = [name, str(measured["pairs"]), *(_error(methods[method]) for method in ("zero flow", "DIS"))]
+        for model, shown in at.items():
+            row += [_error(methods[model]["at"][k]) for k in shown]
+            if not results["models"][model]["recurrent"]:
+                stopped = methods[model]["stopped"]
+                row.append(f"{_error(stopped)} after {stopped['evaluations']:.0f}")
+        rows.append(row)
+    return markdown(head, rows)
+
+
+def _error(figures: dict[str, Any]) -> str:
+    return f"{figures['error_px']:.2f}"
+
+
+def confidence(results: dict[str, Any]) -> str:
+    """What the confidence is worth on each set, beside forward-backward consistency alone."""
+    rows = []
+    for row in results["rows"]:
+        ours, alone = row["confidence"], row["consistency"]
+        errors = (f"{100 * part['expected_calibration_error']:.1f}" for part in (ours, alone))
+        areas = (f"{part['ause']:.3f}" for part in (ours, alone, row["chance"]))
+        shares = (f"{100 * share:.0f} %" for share in (ours["right"], ours["confidence"]))
+        rows.append([row["set"], str(row["pairs"]), *shares, f"{' / '.join(errors)} %", " / ".join(areas)])
+    head = ["set", "pairs", "right", "mean confidence", "calibration error", "AUSE, and of an order by lot"]
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "estimators": estimators,
     "corrections": corrections,
     "gradients": gradients,
+    "confidence": confidence,
+    "video": video,
+    "bench": bench,
+    "accuracy": accuracy,
 }
 
 
@@ -87,7 +162,5 @@ def update(path: str | Path) -> bool:
     old = path.read_text()
     new = fill(old)
     if new != old:
-        unfinished = path.with_name(f".{path.name}.part")
-        unfinished.write_text(new)
-        unfinished.replace(path)
+        write_whole(path, new)
     return new != old

@@ -5,6 +5,7 @@ import torch
 from bench import __main__ as bench
 from bench import memory
 from bench.evaluations import mean_of
+from bench.frames import STATM, frames
 from bench.inference import shares_of_the_peak
 from bench.memory import LEAN
 from bench.plain import PlainFlow
@@ -79,3 +80,11 @@ def test_means_over_pairs_stop_early():
     assert error > 0
     assert spent == 1
     assert set(LEAN) == {"correlation", "checkpoint_encoders"}
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="reads what Linux says of a process")
+def test_frames_in_a_loop_are_counted_and_the_process_weighed():
+    growth, rate = frames(12, 4)
+    assert growth.quantity.startswith("12 frames")
+    assert growth.met
+    assert rate.value > 0

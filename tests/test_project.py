@@ -15,14 +15,15 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # The order of the package: a module imports only from modules in lines above its own.
 LAYERS = [
+    {"writing"},
     {"solvers", "geometry", "metrics", "losses", "colors", "provenance", "results", "baselines", "notebook", "sizes"},
     {"equilibrium", "correlation", "encoders", "updates", "flow_files"},
     {"flow_map"},
     {"estimator", "datasets", "diagnostics"},
     {"models", "submissions", "synthetic", "measure"},
     {"checkpoints"},
-    {"published", "training"},
-    {"recipes", "experiments", "tables", "plots", "reports"},
+    {"confidence", "export", "published", "training", "video"},
+    {"recipes", "experiments", "evaluation", "tables", "plots", "reports"},
     {"widgets"},
     {"__init__", "__main__"},
 ]

@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from deqflow import tables
+from deqflow.results import published
 
 README = Path(__file__).parents[1] / "README.md"
 RUNS = {
@@ -17,7 +19,10 @@ RUNS = {
 
 def test_the_readme_says_what_the_results_files_say():
     text = README.read_text()
-    assert text.count("<!-- table: ") == len(tables.TABLES)
+    committed = {name for name in tables.TABLES if published(name).exists()}
+    assert set(re.findall(r"<!-- table: ([\w-]+) -->", text)) == committed, (
+        "a results file without its table, or the reverse"
+    )
     assert tables.fill(text) == text, "run python -m deqflow tables"
 
 
@@ -45,3 +50,52 @@ def test_runs_are_summed_up_by_mean_and_spread_over_seeds():
     assert first == "| one-step | 3 s | 1.00 ± 0.00 px | 2.00 ± 0.00 px | 0.500 ± 0.000 px | 0.100 ± 0.000 px |"
     assert second.startswith("| implicit | 2 s | 2.00 ± 0.00 px |")
     assert tables.corrections(RUNS).splitlines()[2].startswith("| one-step | 1.00 ± 0.00 px |")
+
+
+def test_the_bench_shows_what_had_a_target():
+    row = {"quantity": "time", "value": 1.2345, "unit": "s", "at_least": None, "at_most": 2.0, "met": True}
+    free = row | {"at_most": None, "met": None}
+    speed = row | {"quantity": "ratio", "unit": "", "at_least": 4.0, "at_most": None, "met": False}
+    lines = tables.bench({"parts": {"one": {"rows": [row, free]}, "two": {"rows": [speed]}}}).splitlines()
+    assert lines[2:] == ["| time | at most 2 s | 1.23 s | yes |", "| ratio | at least 4 | 1.23 | no |"]
+
+
+def test_the_accuracy_table_has_a_row_a_set_and_columns_for_each_model():
+    errors = {"zero flow": {"error_px": 9.0}, "DIS": {"error_px": 2.345}}
+    at = {"12": {"error_px": 1.5}, "24": {"error_px": 1.25}, "96": {"error_px": 1.0}}
+    stopped = {"error_px": 1.125, "evaluations": 17.6}
+    results = {
+        "config": {"evals": [12, 24, 96]},
+        "models": {"deq": {"recurrent": False}, "raft": {"recurrent": True}},
+        "sets": {
+            "kitti": {
+                "pairs": 3,
+                "methods": {**errors, **{name: {"at": at, "stopped": stopped} for name in ("deq", "raft")}},
+            }
+        },
+    }
+    head, _, row = tables.accuracy(results).splitlines()
+    assert head == "| set | pairs | zero flow | DIS | deq at 12 | deq at 96 | stopped | raft at 12 |"
+    assert row == "| kitti | 3 | 9.00 | 2.35 | 1.50 | 1.00 | 1.12 after 18 | 1.50 |"
+
+
+def test_policies_stand_side_by_side_to_a_loose_and_a_tight_tolerance():
+    rows = [
+        {"clip": "slow", "atol_px": atol, "policy": policy, "evaluations": cost + 1 / atol, "flicker_px": 0.25}
+        for atol in (1.0, 0.5, 0.1)
+        for policy, cost in (("reset", 2.0), ("warp", 1.0))
+    ]
+    head, _, loose, tight = tables.video({"rows": rows}).splitlines()
+    assert head == "| clip | evaluations: reset / warp | error | flicker |"
+    assert loose == "| slow, to 1 px | 3.00 / 2.00 | not known | 0.25 / 0.25 px |"
+    assert tight == "| slow, to 0.1 px | 12.00 / 11.00 | not known | 0.25 / 0.25 px |"
+    known = tables.video({"rows": [row | {"error_px": 1.5} for row in rows]}).splitlines()[2]
+    assert known == "| slow, to 1 px | 3.00 / 2.00 | 1.50 / 1.50 px | 0.25 / 0.25 px |"
+
+
+def test_the_confidence_table_has_a_row_a_set():
+    ours = {"right": 0.5, "confidence": 0.526, "expected_calibration_error": 0.0312, "ause": 0.2}
+    alone = ours | {"expected_calibration_error": 0.1, "ause": 0.3333}
+    row = {"set": "motorcycle", "pairs": 1, "confidence": ours, "consistency": alone, "chance": {"ause": 0.5}}
+    lines = tables.confidence({"rows": [row]}).splitlines()
+    assert lines[2] == "| motorcycle | 1 | 50 % | 53 % | 3.1 / 10.0 % | 0.200 / 0.333 / 0.500 |"

@@ -20,6 +20,7 @@ from deqflow.notebook import NUMBERS, PROFILE, choose, profile
 from deqflow.provenance import provenance
 from deqflow.reports.html import PLOTLY, to_html
 from deqflow.reports.index import Report, to_index
+from deqflow.writing import write_whole
 
 _KEPT = ("title", "seconds", "error", "numbers", "profile", "date")  # what a card needs of NAME.json
 
@@ -80,7 +81,7 @@ def build_reports(
         if name not in known:
             raise ValueError(f"No parameter {name!r} in these notebooks: expected one of {', '.join(known)}.")
     (folder / PLOTLY).parent.mkdir(parents=True, exist_ok=True)
-    _write(folder / PLOTLY, get_plotlyjs())
+    write_whole(folder / PLOTLY, get_plotlyjs())
     reports = []
     with _profile(full):
         for number, path in enumerate(notebooks, 1):
@@ -91,8 +92,8 @@ def build_reports(
             say(f"[{number}/{len(notebooks)}] {path.stem} {outcome} ({report.seconds:.0f} s)")
             if publish and not report.error:
                 published.mkdir(parents=True, exist_ok=True)
-                _write(published / f"{path.stem}.json", (folder / f"{path.stem}.json").read_text())
-    _write(folder / "index.html", to_index(_all_reports(folder), provenance(), _published(published)))
+                write_whole(published / f"{path.stem}.json", (folder / f"{path.stem}.json").read_text())
+    write_whole(folder / "index.html", to_index(_all_reports(folder), provenance(), _published(published)))
     return reports
 
 
@@ -145,8 +146,8 @@ def run_notebook(path: Path, folder: Path, parameters: Mapping[str, Any]) -> Rep
     }
     report = _report(facts, notebook)
     unfinished.replace(folder / f"{report.file}.ipynb")
-    _write(folder / f"{report.file}.html", to_html(notebook, report.title, error))
-    _write(folder / f"{report.file}.json", json.dumps(facts, indent=2) + "\n")
+    write_whole(folder / f"{report.file}.html", to_html(notebook, report.title, error))
+    write_whole(folder / f"{report.file}.json", json.dumps(facts, indent=2) + "\n")
     if not error:
         for suffix in ("html", "ipynb", "json"):
             (folder / f"{path.stem}.failed.{suffix}").unlink(missing_ok=True)
@@ -221,9 +222,3 @@ def _picture(notebook: nbformat.NotebookNode) -> str:
     cells = sorted(notebook.cells, key=lambda cell: "cover" not in cell.metadata.get("tags", []))
     pictures = [data["image/png"] for data in _outputs(nbformat.from_dict({"cells": cells})) if "image/png" in data]
     return "".join(pictures[0].split()) if pictures else ""
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

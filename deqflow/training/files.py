@@ -11,6 +11,7 @@ import yaml
 
 from deqflow.training.config import TrainConfig
 from deqflow.training.stages import PUBLISHED
+from deqflow.writing import write_whole
 
 
 def read_config(path: str | Path) -> TrainConfig:
@@ -27,8 +28,8 @@ def read_config(path: str | Path) -> TrainConfig:
     if not path.is_file():
         raise FileNotFoundError(f"No configuration at {path}: expected a YAML file such as a run's config.yaml.")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers and dates that there are not; deep nesting
         raise ValueError(f"{path} is no YAML file: {error}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -53,9 +54,7 @@ def published_stage(name: str) -> TrainConfig:
 
 def write_config(config: TrainConfig, path: Path) -> Path:
     """Write a configuration as YAML, for :func:`read_config`."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(yaml.safe_dump(plain(config), sort_keys=False))
-    return unfinished.replace(path)
+    return write_whole(path, yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:

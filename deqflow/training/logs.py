@@ -1,6 +1,7 @@
 """What a run says on its way: a bar on a terminal, lines in a log, a table in its folder, TensorBoard's files."""
 
 import csv
+import io
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import tqdm.auto
 import tqdm.notebook
 import tqdm.std
+
+from deqflow.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,16 @@ class Progress:
 
 def write_row(row: dict[str, float], path: Path) -> None:
     """Add a row to a table, in place of rows of the same or later steps."""
-    unfinished = path.with_name(path.name + ".part")
     rows: list[dict[str, Any]] = [row]
     if path.exists():
         # A run that was stopped before it could save its state comes to the same steps again.
         with path.open(newline="") as file:
             rows = [*(old for old in csv.DictReader(file) if int(old["step"]) < row["step"]), row]
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(row), extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def make_bar(first: int, total: int, *, shown: bool) -> tqdm.std.tqdm:

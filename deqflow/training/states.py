@@ -9,19 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 
+from deqflow.writing import not_written, whole
+
 KEPT = 3
 _EARLIER = "last.pt"  # the one state of runs before there were three
 
 
 def save_state(state: dict[str, Any], folder: Path, step: int) -> Path:
-    """Write ``state-STEP.pt`` and delete all but the newest three."""
+    """Write ``state-STEP.pt`` and delete all but the newest three.
+
+    Raises:
+        OSError: the folder can't be written to, or the disk is full.
+    """
     path = folder / f"state-{step:07d}.pt"
-    unfinished = path.with_name(path.name + ".part")
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    write_tensors(state, path)
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
     return path
+
+
+def write_tensors(content: dict[str, Any], path: Path) -> None:
+    """Write what torch.save takes: whole, or not at all."""
+    try:
+        with whole(path) as unfinished:
+            torch.save(content, unfinished)
+    except (OSError, RuntimeError) as error:  # the latter is torch's for a disk that is full
+        raise not_written(path, error) from error
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from deqflow.training.devices import Processes
 from deqflow.training.files import complete, plain, write_config
 from deqflow.training.logs import Board, Progress, make_bar, say, shows_bars, write_row
 from deqflow.training.objective import Objective, autocast, draw_step, make_estimator, origin, prepare, set_training
-from deqflow.training.states import load_state, random_state, save_state, set_random_state
+from deqflow.training.states import load_state, random_state, save_state, set_random_state, write_tensors
 from deqflow.training.validation import Validation, measure_pairs, summarise
 
 EVALS = (6, 12, 24, 48)
@@ -220,7 +220,7 @@ class Trainer:
         indices = self._shares.at(self.step)
         path = self.folder / f"not-finite-{self.step:07d}-{self.processes.index}.pt"
         place = {"seed": self.config.seed, "step": self.step, "indices": indices}
-        torch.save(place | {key: tensor.cpu() for key, tensor in batch._asdict().items()}, path)
+        write_tensors(place | {key: tensor.cpu() for key, tensor in batch._asdict().items()}, path)
         raise FloatingPointError(
             f"The {name} of step {self.step} (seed {self.config.seed}, pairs {indices[0]} to {indices[-1]}) is not "
             f"finite: lower lr, or set bfloat16=False. The batch is in {path}."

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from bench.evaluations import evaluations, uneven_batch
+from bench.frames import frames
 from bench.inference import inference
 from bench.memory import large_pictures, same_gradients, training_memory
 from bench.setting import Row
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "training memory": training_memory,
     "gradients": same_gradients,
     "large pictures": large_pictures,
+    "frames": frames,
     "training speed": training_speed,
 }
 

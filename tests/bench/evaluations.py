@@ -14,7 +14,7 @@ from deqflow.measure import alternate
 from deqflow.metrics import mean_endpoint_error
 from deqflow.solvers import Anderson, Broyden, Picard, Rule, Stop, solve
 
-TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)  # px
+TOLERANCES = (0.05, 0.1, 0.3)  # px
 RULES = {"Picard": Picard(), "Anderson": Anderson(), "Broyden": Broyden()}
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqflow import FlowEstimator
+from deqflow.encoders import InstanceNorm
 
 
 class PlainFlow:
@@ -85,10 +86,20 @@ def gates(conv: nn.Conv2d, hidden: int):
 
 def encode(encoder: nn.Module, images: Tensor) -> Tensor:
     """The encoder in the layout that the images come in."""
-    x = encoder.stem_norm(encoder.stem(images.contiguous())).relu()
-    for stage in encoder.stages:
-        x = stage(x)
+    x = normalise(encoder.stem_norm, encoder.stem(images.contiguous())).relu()
+    for block in (block for stage in encoder.stages for block in stage):
+        y = normalise(block.norm1, block.conv1(x)).relu()
+        y = normalise(block.norm2, block.conv2(y)).relu()
+        if not isinstance(block.shortcut, nn.Identity):
+            conv, norm = block.shortcut
+            x = normalise(norm, conv(x))
+        x = (x + y).relu()
     return encoder.head(x)
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """Instance normalisation by PyTorch's own function; any other by its module."""
+    return F.instance_norm(x) if isinstance(norm, InstanceNorm) else norm(x)
 
 
 def make_pyramid(features1: Tensor, features2: Tensor, levels: int) -> list[Tensor]:
