@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -42,8 +41,9 @@ class _InstanceNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # mean and scale would be taken for constants
+            raise RuntimeError("InstanceNorm gives first derivatives only, got create_graph=True.")
         x, mean, scale = ctx.saved_tensors
         (grad,) = grad_outputs
         with torch.autocast(x.device.type, enabled=False):

@@ -171,3 +171,24 @@ def test_checkpointing_takes_an_image_at_a_time_unless_statistics_need_all(gener
     encoder.stem.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     checkpointed(encoder, images(generator, 3, 16, 16)).sum().backward()
     assert seen == 2 * (3 // at_once) * [at_once]  # forward, and again in backward
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_instance_norm_is_pytorchs_in_values_gradients_and_layout(generator, dtype, layout):
+    x = 5 + 3 * torch.randn(2, 4, 9, 12, generator=generator).to(dtype).contiguous(memory_format=layout)
+    x = x.requires_grad_()
+    direction = torch.randn(2, 4, 9, 12, generator=generator).to(dtype)
+    ours, theirs = InstanceNorm()(x), F.instance_norm(x)
+    assert ours.dtype == dtype
+    assert ours.is_contiguous(memory_format=layout)
+    exact = torch.finfo(dtype).eps ** 0.5 / 5
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=exact)
+    gradients = [torch.autograd.grad(y, x, direction, retain_graph=True)[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=exact)
+
+
+def test_instance_norm_says_that_it_has_no_second_derivative(generator):
+    x = torch.randn(1, 2, 3, 4, generator=generator, requires_grad=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(InstanceNorm()(x).square().sum(), x, create_graph=True)
