@@ -198,7 +198,7 @@ class ExportedEstimator:
         self._session: Any = None
         if path.suffix == ".onnx":
             try:
-                import onnxruntime  # the extra's: only who runs such a file needs it  # pyright: ignore[reportMissingImports] - of the extra "export"
+                import onnxruntime  # pyright: ignore[reportMissingImports] - only who runs such a file needs it
             except ImportError as error:
                 raise _needs(error) from error
             options = onnxruntime.SessionOptions()
