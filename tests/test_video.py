@@ -180,7 +180,7 @@ def test_300_frames_take_the_memory_of_60(generator):
             alive[count] = sum(frame() is not None for frame in born)
     assert len(born) == 300
     assert alive[299] == alive[60] <= 3
-    assert tensors[299] == tensors[60]
+    assert tensors[299] <= tensors[60]  # what earlier tests left behind may go meanwhile
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
