@@ -12,7 +12,7 @@ def test_curves_are_arrays_of_seeds_by_evaluations():
 
 
 def test_missing_results_say_how_to_make_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match="README.md says which command makes them"):
+    with pytest.raises(FileNotFoundError, match="says which command makes them"):
         load_results(tmp_path / "corrections.json")
 
 
