@@ -21,7 +21,7 @@ from deqflow.equilibrium import Equilibrium
 from deqflow.flow_map import FlowMap
 from deqflow.geometry import Padding, upsample_bilinear, upsample_convex
 from deqflow.sizes import EstimatorConfig
-from deqflow.solvers import FixedPointMap, OnEval, Rule, SolverResult, Status, Stop, diverged, rescue, rms
+from deqflow.solvers import FixedPointMap, OnEval, Rule, SolverResult, Status, Stop, rescue, rms
 from deqflow.solvers.loop import per_sample
 from deqflow.updates import UpdateOperator
 
@@ -237,10 +237,11 @@ class FlowEstimator(nn.Module):
             stop = dataclasses.replace(stop, norm=flow_residual)
         states, result = self.equilibrium(f, z0, rule=rule, stop=stop, on_eval=on_eval)
         remarks = []
-        if not (self.training or self.recurrent or torch.is_grad_enabled()) and bool(diverged(result).any()):
-            result = rescue(f, z0, result)
-            states = (result.fz,)
-            remarks.append(f"A solve diverged and was tried again with damping: {result.summary()}")
+        if not (self.training or self.recurrent or torch.is_grad_enabled()):
+            first, result = result, rescue(f, z0, result)
+            if result is not first:
+                states = (result.fz,)
+                remarks.append(f"A solve diverged and was tried again with damping: {result.summary()}")
         flows = tuple(self._upsample(self._unpack(state)) for state in states)
         if padding is not None:
             flows = tuple(padding.crop(flow) for flow in flows)

@@ -5,6 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def unfinished_name(path: Path) -> Path:
+    """The name that a file is written under. The suffix stays last: it may name the format."""
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """Yield the temporary name to write to; once the block is through, the file there becomes ``path``.
@@ -14,8 +19,7 @@ def whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: it may name the format.
-    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
+    unfinished = unfinished_name(path)
     try:
         yield unfinished
         unfinished.replace(path)

@@ -2,23 +2,13 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from training_runs import QUICK
 
 from deqflow.checkpoints import SHIPPED, read_metadata
 from deqflow.recipes import RECIPES, reproduce
-from deqflow.synthetic import SceneConfig
 from deqflow.training import TrainConfig
 
-STAGE = TrainConfig(
-    size="tiny",
-    steps=2,
-    batch=1,
-    evals=(3, 3),
-    workers=0,
-    bfloat16=False,
-    validate_every=2,
-    validation_pairs=1,
-    scenes=SceneConfig(height=32, width=32),
-)
+STAGE = replace(QUICK, size="tiny")
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))
 
 

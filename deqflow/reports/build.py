@@ -20,7 +20,7 @@ from deqflow.notebook import NUMBERS, PROFILE, choose, profile
 from deqflow.provenance import provenance
 from deqflow.reports.html import PLOTLY, to_html
 from deqflow.reports.index import Report, to_index
-from deqflow.writing import write_whole
+from deqflow.writing import unfinished_name, write_whole
 
 _KEPT = ("title", "seconds", "error", "numbers", "profile", "date")  # what a card needs of NAME.json
 
@@ -115,7 +115,7 @@ def run_notebook(path: Path, folder: Path, parameters: Mapping[str, Any]) -> Rep
     """Run one notebook and write its three files."""
     known = {name: _value(entry["default"]) for name, entry in papermill.inspect_notebook(str(path)).items()}
     mine = {name: value for name, value in parameters.items() if name in known}
-    unfinished = folder / f".{path.stem}.part.ipynb"
+    unfinished = unfinished_name(folder / f"{path.stem}.ipynb")
     started, error = time.monotonic(), ""
     try:
         # Widget state would put megabytes into the notebook; panels add a still of themselves instead.

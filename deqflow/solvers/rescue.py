@@ -29,7 +29,7 @@ def rescue(f: FixedPointMap, z0: Tensor, result: SolverResult) -> SolverResult:
 
     Args:
         f, z0: as they were solved, without a graph.
-        result: of that solve.
+        result: of that solve; returned itself if no sample diverged.
     """
     failed = diverged(result)
     if not bool(failed.any()):

@@ -10,7 +10,7 @@ from torch import Tensor
 from deqflow.estimator import STRIDE, FlowEstimator, FlowOutput, FlowState, check_images, flow_residual
 from deqflow.geometry import Padding
 from deqflow.solvers import FixedPointMap, Rule, Stop
-from deqflow.video.policies import CutDetector, CutRule, Policy, carry, check_policy, photometric_error
+from deqflow.video.policies import DEFAULT_CUT, CutDetector, CutRule, Policy, carry, check_policy, photometric_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class VideoFlow:
         policy: Policy = "warp",
         stop: Stop | None = None,
         rule: Rule | None = None,
-        cut: CutRule | None = CutRule(),  # noqa: B008 (frozen)
+        cut: CutRule | None = DEFAULT_CUT,
     ) -> None:
         check_policy(policy)
         self.estimator, self.stop, self.rule = estimator, stop, rule

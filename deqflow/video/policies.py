@@ -87,6 +87,9 @@ class CutRule:
             raise ValueError(f"CutRule expects margins of 0 or more and a memory of at least 1, got {self}.")
 
 
+DEFAULT_CUT = CutRule()
+
+
 class CutDetector:
     """Remembers what is usual since the last cut, and tells a jump from it."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from deqflow.colors import flow_to_rgb
 from deqflow.flow_files import write_flow
 from deqflow.video.estimation import VideoStep
-from deqflow.writing import not_written, whole
+from deqflow.writing import not_written, unfinished_name, whole
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP90"}
 Drawing = Literal["colors", "arrows", "side"]
@@ -75,7 +75,7 @@ class Movie:
         if not rate > 0:
             raise ValueError(f"A film expects a positive number of frames a second, got {rate!r}.")
         self.rate, self.count = rate, 0
-        self._unfinished = self.path.with_name(f".{self.path.stem}.part{self.path.suffix}")
+        self._unfinished = unfinished_name(self.path)
         self._writer: cv2.VideoWriter | None = None
         self._shape: tuple[int, ...] = ()
 
