@@ -29,14 +29,17 @@ class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        if x.element_size() == 2:  # sums in float32, but of squares: exact enough for half precision alone
+        half = x.element_size() == 2
+        if half and x.device.type == "cpu":  # sums in float32, but of squares: exact enough for half precision alone
             y, mean, scale = torch.native_group_norm(x, None, None, batch, channels, height * width, channels, EPS)
-            mean, scale = (value.to(x.dtype).view(batch, channels, 1, 1) for value in (mean, scale))
-        else:
-            mean = _mean(x)
-            y = x - mean
+            mean, scale = (value.view(batch, channels, 1, 1) for value in (mean, scale))
+        else:  # a GPU's group normalisation knows no channels-last
+            wide = x.float() if half else x
+            mean = _mean(wide)
+            y = wide - mean
             scale = (_mean(y * y) + EPS).rsqrt()
-            y = y.mul_(scale)
+            y = y.mul_(scale).to(x.dtype)
+        mean, scale = mean.to(x.dtype), scale.to(x.dtype)
         ctx.save_for_backward(x, mean, scale)
         return y
 
@@ -53,7 +56,9 @@ class _InstanceNorm(torch.autograd.Function):
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Mean over the pixels, (B, C, H, W) -> (B, C, 1, 1): along rows as a matrix product, fast in channels-last."""
+    """Mean over the pixels, (B, C, H, W) -> (B, C, 1, 1): on a CPU, a matrix product is fast in channels-last."""
+    if x.device.type != "cpu":
+        return x.mean((2, 3), keepdim=True)
     rows = x.permute(0, 2, 3, 1)
     weights = x.new_full((1, x.shape[3]), 1 / x.shape[3])
     return (weights @ rows)[:, :, 0].mean(1)[..., None, None]
