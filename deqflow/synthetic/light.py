@@ -37,17 +37,16 @@ def expose(
         rng: draws the noise.
     """
     contrast, brightness, gamma = exposure
-    picture = (frame / 255 - 0.5) * np.exp(contrast)
-    picture *= tint
-    picture += 0.5
-    picture += brightness
+    gain = (np.exp(contrast) * tint).astype(np.float32)  # in single precision throughout: half the time
+    picture = frame * (gain / 255)
+    picture += np.float32(0.5 + brightness) - 0.5 * gain
     np.clip(picture, 0, 1, out=picture)
-    np.power(picture, np.exp(gamma), out=picture)
+    np.power(picture, np.float32(np.exp(gamma)), out=picture)
     picture *= 255
     if blur:
         picture = cv2.GaussianBlur(picture, (0, 0), 0.7)
-    picture += noise * rng.standard_normal(picture.shape)
-    return np.clip(picture, 0, 255, out=picture).astype(np.float32)
+    picture += np.float32(noise) * rng.standard_normal(picture.shape, dtype=np.float32)
+    return np.clip(picture, 0, 255, out=picture)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,16 @@ class Region:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.right - self.left, self.bottom - self.top
+
+    @property
+    def to_frame(self) -> np.ndarray:
+        """3x3, pixels of the region -> pixels of the frame."""
+        return np.array([[1.0, 0.0, self.left], [0.0, 1.0, self.top], [0.0, 0.0, 1.0]])
+
+    @property
     def empty(self) -> bool:
         """Whether it holds no pixel."""
         return self.right <= self.left or self.bottom <= self.top

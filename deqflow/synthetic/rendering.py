@@ -64,9 +64,9 @@ class _View:
     def fetch(self, image: np.ndarray, to_image: np.ndarray, border: int) -> np.ndarray:
         """An image that lies on the plane, with the affine matrix from the plane to its pixels, in the region."""
         if self.pose.affine:
-            flags, size = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (self.config.width, self.config.height)
-            matrix = (to_image @ np.linalg.inv(self.pose.matrix))[:2]
-            return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=border)[self.region.slices]
+            flags, size = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, self.region.size
+            matrix = (to_image @ np.linalg.inv(self.pose.matrix) @ self.region.to_frame)[:2]
+            return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=border)
         (a, b, c), (d, e, f) = to_image[:2].tolist()
         x, y = self.points
         return cv2.remap(image, a * x + b * y + c, d * x + e * y + f, cv2.INTER_LINEAR, borderMode=border)
