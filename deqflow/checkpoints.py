@@ -14,7 +14,7 @@ from deqflow.models import build
 from deqflow.sizes import SIZES, EstimatorConfig
 from deqflow.writing import not_written, whole
 
-SHIPPED = ("deqflow-small",)
+SHIPPED = ("deqflow-small", "raft-small-twin")
 FORMAT = "deqflow-1"
 
 

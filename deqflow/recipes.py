@@ -1,5 +1,6 @@
 """How the shipped models were trained, stage by stage, so that anyone can do it again."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,41 +8,70 @@ from pathlib import Path
 from deqflow.synthetic import SceneConfig
 from deqflow.training import Progress, TrainConfig, Trainer
 
-_FIRST_SCENES = SceneConfig(plain=0.0, struts=0.0)
+# Some of everything, as in RICH_SCENES; half of the scenes move little, and a few not at all.
+_SCENES = SceneConfig(
+    objects=(3, 11),
+    camera=13.0,
+    motion=12.0,
+    motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0, 1.0, 1.6),
+    sideways=0.2,
+    texture_step=(0.45, 1.6),
+    noise=0.1,
+    similarity=0.2,
+    projective=0.25,
+    nonrigid=0.25,
+    tail=0.1,
+    stereo=0.15,
+    holes=0.1,
+    wires=0.12,
+    recolour=0.5,
+    motion_blur=0.15,
+    shading=0.2,
+    fog=0.08,
+    defocus=0.08,
+    packages=("scikit-image", "matplotlib"),
+)
 
-# Stage 1 learns to match with one-step gradients; 2 and 3 draw the number of evaluations from a wide range and
-# differentiate two steps, flow included, so that the solver settles instead of counting steps. Stage 3 sees
-# larger motion, more shapes, thin ones, and sharper textures. Stage 4 draws up to 80 evaluations, so that the error
-# does not rise where training used to end.
+# Stage 1 learns to match with one-step gradients. Stage 2, on larger and clearer pictures, draws the number of
+# evaluations from a wide range and differentiates two steps, flow included, so that the solver settles instead of
+# counting steps.
+_EQUILIBRIUM = (
+    TrainConfig(
+        steps=2000,
+        batch=48,
+        lr=1e-3,
+        evals=(6, 18),
+        seed=10,
+        workers=14,
+        validate_every=400,
+        validation_pairs=12,
+        scenes=_SCENES,
+    ),
+    TrainConfig(
+        steps=1800,
+        batch=40,
+        lr=6e-4,
+        evals=(8, 64),
+        evals_spread="log",
+        phantom_steps=2,
+        all_gradients=True,
+        seed=11,
+        workers=14,
+        validate_every=400,
+        validation_pairs=12,
+        scenes=replace(_SCENES, height=288, width=384, photometric=0.7),
+    ),
+)
+
+
+def _twin(stage: TrainConfig) -> TrainConfig:
+    """The same stage for the recurrent twin: 12 unrolled updates, all of them supervised."""
+    return replace(stage, recurrent=True, evals=(12, 12), evals_spread="uniform", phantom_steps=1, all_gradients=False)
+
+
 RECIPES: dict[str, tuple[TrainConfig, ...]] = {
-    "deqflow-small": (
-        TrainConfig(steps=1400, lr=8e-4, evals=(6, 18), seed=0, scenes=_FIRST_SCENES),
-        TrainConfig(
-            steps=1800, lr=5e-4, evals=(8, 32), phantom_steps=2, all_gradients=True, seed=1, scenes=_FIRST_SCENES
-        ),
-        TrainConfig(
-            steps=2200,
-            lr=6e-4,
-            evals=(8, 28),
-            phantom_steps=2,
-            all_gradients=True,
-            seed=2,
-            validate_every=200,
-            scenes=SceneConfig(objects=(3, 12), texture_step=(0.5, 1.8), motion_scales=(0.1, 0.4, 1.0, 1.0, 1.0)),
-        ),
-        TrainConfig(
-            steps=1600,
-            lr=5e-4,
-            evals=(8, 80),
-            evals_spread="log",
-            phantom_steps=2,
-            all_gradients=True,
-            seed=3,
-            validate_every=100,
-            validation_pairs=16,
-            scenes=SceneConfig(objects=(3, 12), texture_step=(0.5, 1.8), motion_scales=(0.1, 0.3, 1.0, 1.0, 1.0)),
-        ),
-    )
+    "deqflow-small": _EQUILIBRIUM,
+    "raft-small-twin": tuple(_twin(stage) for stage in _EQUILIBRIUM),
 }
 
 
@@ -70,6 +100,7 @@ def reproduce(
         place = Path(folder) / f"stage-{number}"
         finished = place / "model.safetensors"
         if not finished.exists():
-            Trainer(replace(stage, start_from=before), place, device=device).run(on_progress)
+            workers = min(stage.workers, os.cpu_count() or 1)
+            Trainer(replace(stage, start_from=before, workers=workers), place, device=device).run(on_progress)
         before = str(finished)
     return Path(before)
