@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 
+import cv2
 import nbformat
+import numpy as np
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -12,8 +14,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from deqflow import reports
 from deqflow.reports.build import _all_reports, _value
 from deqflow.reports.html import PLOTLY, plotly_call, to_html
+from deqflow.reports.index import to_index
 
-PIXEL = base64.b64encode(b"not really a picture").decode()
+PIXEL = base64.b64encode(cv2.imencode(".png", np.full((3, 1920, 4), (0, 0, 255, 0), np.uint8))[1].tobytes()).decode()
 
 SHOWS = f"""
 import time
@@ -101,7 +104,11 @@ def test_numbers_carry_their_provenance(built):
 
 
 def test_only_what_passed_is_published(built):
-    assert [path.name for path in (built[0].parent / "published").iterdir()] == ["00_good.json"]
+    published = built[0].parent / "published"
+    assert sorted(path.name for path in published.iterdir()) == ["00_good.jpg", "00_good.json"]
+    cover = cv2.imread(str(published / "00_good.jpg"))
+    assert cover.shape == (2, 960, 3)
+    assert cover.min() > 250, "what is transparent is white"
 
 
 def test_two_runs_with_one_seed_give_the_same_numbers_times_aside(built, again):
@@ -120,11 +127,16 @@ def test_the_profile_reaches_the_notebook(built, again):
     assert "DEQFLOW_PROFILE" not in os.environ
 
 
-def test_the_index_marks_what_differs_from_the_published_numbers(again):
-    page = again[0][0]
-    assert page.count('class="differs"') == 1  # the setting; times and equal numbers are not marked
-    assert "published (short profile)" in page
+@pytest.mark.parametrize(("profile", "marks"), [("full", 1), ("short", 0)])
+def test_the_index_marks_what_differs_from_the_published_numbers_of_its_profile(built, again, profile, marks):
+    facts = json.loads((built[0].parent / "published" / "00_good.json").read_text())
+    numbers = again[1][0]["numbers"]
+    report = reports.Report("00_good", "A title", 1.0, "", numbers, "full", "today", "")
+    page = to_index([report], again[1][0], {"00_good": facts | {"profile": profile}})
+    assert page.count('class="differs"') == marks  # the setting; times and equal numbers are not marked
+    assert f"published ({profile} profile)" in page
     assert "more than 5%" in page
+    assert "published (short profile)" in again[0][0]
 
 
 def test_a_failure_leaves_the_last_good_report_in_place(built, again):

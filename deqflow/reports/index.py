@@ -96,7 +96,7 @@ def to_index(reports: Sequence[Report], origin: dict[str, Any], published: Mappi
 </main>
 <footer>
 <p>A number is marked where it differs from the published one (reports/published) by more than {TOLERANCE:.0%}; times
-are not compared.</p>
+are not compared, nor is a run with one of another profile.</p>
 <p>Commit {escape(commit)}. {escape(versions)}. {escape(machine)}.</p>
 </footer>
 </body>
@@ -130,12 +130,13 @@ def _numbers(report: Report, published: Mapping[str, Any] | None) -> str:
     if not report.numbers:
         return ""
     compared = differences(report.numbers, published["numbers"] if published else {})
+    alike = published is not None and published["profile"] == report.profile
     rows = []
     for name, value in report.numbers.items():
         cells = [f"<td>{escape(name)}</td>", f"<td>{escape(as_text(value))}</td>"]
         if published:
             known = compared.get(name)
-            beyond = known is not None and known.beyond
+            beyond = alike and known is not None and known.beyond
             text = escape(as_text(known.published)) if known else ""
             mark = '<b class="differs" title="differs from the published number">differs</b> ' if beyond else ""
             cells.append(f"<td>{mark}{text}</td>")
