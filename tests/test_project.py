@@ -24,10 +24,10 @@ LAYERS = [
     {"checkpoints"},
     {"confidence", "export", "published", "training", "video"},
     {"recipes", "experiments", "evaluation", "tables", "plots", "reports"},
-    {"widgets"},
+    {"widgets", "commands"},
     {"__init__", "__main__"},
 ]
-NOBODYS = {"plots", "reports", "widgets", "notebook", "__main__"}  # for notebooks, and each other, alone
+NOBODYS = {"plots", "reports", "widgets", "notebook", "commands", "__main__"}  # for notebooks, and each other, alone
 
 
 def modules() -> dict[str, set[str]]:

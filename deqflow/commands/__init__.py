@@ -1,0 +1,27 @@
+"""The commands of ``python -m deqflow``: their fields are the options, their docstrings the help, a call runs them.
+
+A new one is a dataclass in the module it belongs to, and a name in ``Command``, whose order is that of the help.
+"""
+
+from deqflow.commands.convert import Convert, Export
+from deqflow.commands.flow import Clip, Flow
+from deqflow.commands.measure import Confidence, Evaluate, Experiment
+from deqflow.commands.report import Report, Tables
+from deqflow.commands.train import Reproduce, Train
+
+Command = Flow | Clip | Evaluate | Train | Reproduce | Report | Convert | Experiment | Confidence | Export | Tables
+
+__all__ = [
+    "Clip",
+    "Command",
+    "Confidence",
+    "Convert",
+    "Evaluate",
+    "Experiment",
+    "Export",
+    "Flow",
+    "Report",
+    "Reproduce",
+    "Tables",
+    "Train",
+]

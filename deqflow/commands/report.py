@@ -1,0 +1,73 @@
+"""Commands that show results: pages of the notebooks, tables of a text."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from deqflow import tables
+from deqflow.commands.shared import print_line
+
+
+@dataclass(frozen=True)
+class Report:
+    """Run the numbered notebooks and write pages, numbers and an index.
+
+    Attributes:
+        notebooks: folder of the notebooks.
+        out: where to.
+        only: names or numbers of the notebooks to run, such as 05; all if not given.
+        profile: "short" takes minutes for all; "full" makes the figures to quote, and may take hours.
+        set: name=value, which replaces a value of the parameters cells; may be given more than once.
+        published: folder of the committed results; the index marks what differs from them.
+        publish: write the numbers there.
+    """
+
+    notebooks: Path = Path("notebooks")
+    out: Path = Path("reports")
+    only: tuple[str, ...] = ()
+    profile: Literal["short", "full"] = "short"
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    published: Path = Path("reports/published")
+    publish: bool = False
+
+    def __call__(self) -> int:
+        """Run the command."""
+        try:
+            from deqflow import reports
+        except ImportError as error:
+            raise ValueError(f"Reports need the packages of the lab ({error}): pip install 'deqflow[lab]'.") from error
+        for item in self.set:
+            if "=" not in item[1:]:
+                raise ValueError(f"--set expects name=value, got {item!r}.")
+        values = {name: _literal(text) for name, _, text in (item.partition("=") for item in self.set)}
+        notebooks = reports.find_notebooks(self.notebooks, self.only)
+        options: dict[str, Any] = {"full": self.profile == "full", "published": self.published, "publish": self.publish}
+        built = reports.build_reports(notebooks, self.out, values, print_line, **options)
+        print(f"Open {self.out / 'index.html'}.")
+        return int(any(report.error for report in built))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Fill in the tables of a markdown file from the committed results files.
+
+    Attributes:
+        file: with marks such as <!-- table: estimators --> and <!-- end -->.
+    """
+
+    file: tyro.conf.Positional[Path] = Path("README.md")
+
+    def __call__(self) -> int:
+        """Run the command."""
+        print(f"{self.file}: {'changed' if tables.update(self.file) else 'as it was'}.")
+        return 0
+
+
+def _literal(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
