@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deqflow
+from deqflow.__main__ import main
 from deqflow.results import save_results
 from deqflow.submissions import write_kitti_submission
 from deqflow.training import TrainConfig, read_config
 from deqflow.training.files import write_config
 from deqflow.training.logs import write_row
 from deqflow.training.states import save_state, write_tensors
+from deqflow.video import Movie, read_frames
 from deqflow.writing import whole, write_whole
 
 resource = pytest.importorskip("resource", reason="needs POSIX's limit on the size of files")
@@ -28,6 +30,14 @@ resource = pytest.importorskip("resource", reason="needs POSIX's limit on the si
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 FLOW = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
 LONG = {f"epe_{k}": k / 7 for k in range(200)}
+FILMS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+
+
+def write_film(path: Path, count: int = 4) -> None:
+    """Noise that moves, of which each frame takes some kB."""
+    with Movie(path) as movie:
+        for k in range(count):
+            movie.add(np.roll(PICTURE, k, 1))
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -40,6 +50,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "not-finite.pt": lambda path: write_tensors({"image1": torch.randn(3, 32, 32)}, path),
     "state-0000001.pt": lambda path: save_state({"weights": torch.randn(3, 32, 32)}, path.parent, 1),
     "page.html": lambda path: write_whole(path, "<p>" + 900 * "é"),
+    **{f"film{end}": write_film for end in FILMS},
 }  # fmt: skip
 
 
@@ -78,6 +89,64 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, name, there_before):
         assert contents(tmp_path) == before
     write(path)
     assert path.stat().st_size >= size - 64
+
+
+@pytest.mark.parametrize("end", [".mp4", ".mkv", ".avi"])
+@pytest.mark.parametrize("freed", [False, True])
+def test_a_film_cut_off_on_its_way_is_told_also_if_room_comes_again(tmp_path, end, freed):
+    path = tmp_path / f"film{end}"
+    write_film(path)
+    before = contents(tmp_path)
+
+    def write() -> None:  # longer than the buffer of what writes the file, a quarter of a megabyte
+        with Movie(path) as movie:
+            with room_for(100_000):
+                for k in range(300):
+                    movie.add(np.roll(PICTURE, k, 1))
+                if not freed:
+                    movie.close()
+            for k in range(10):
+                movie.add(np.roll(PICTURE, k, 1))
+
+    with pytest.raises(OSError, match=rf"Writing .*film{end} failed: .*only a part of the film was written"):
+        write()
+    assert contents(tmp_path) == before
+
+
+def test_a_films_every_box_counts(tmp_path):
+    path = tmp_path / "film.mp4"
+    write_film(path)
+    content = path.read_bytes()
+    end = content.rindex(b"moov") - 4  # of what comes before, which fills the file if there is room for no more
+    path.unlink()
+    with room_for(end), pytest.raises(OSError, match="only a part of the film was written"):
+        write_film(path)
+    assert contents(tmp_path) == {}
+
+
+def test_a_command_whose_film_does_not_fit_fails(tmp_path, capsys):
+    out = tmp_path / "clip.mkv"
+    with room_for(10_000):
+        assert main(["clip", "--out", str(out), "--frames", "8", "--height", "96", "--width", "128"]) == 1
+    said = capsys.readouterr()
+    assert f"deqflow: Writing {out} failed: check" in said.err
+    assert "Wrote" not in said.out
+    assert contents(tmp_path) == {}
+
+
+def test_ctrl_c_leaves_a_film_with_the_disk_nearly_full(tmp_path):
+    path = tmp_path / "film.avi"
+    write_film(path, 6)
+
+    def write() -> None:
+        with Movie(path) as movie:
+            for k in range(5):
+                movie.add(np.roll(PICTURE, k, 1))
+            raise KeyboardInterrupt
+
+    with room_for(path.stat().st_size), pytest.raises(KeyboardInterrupt):
+        write()
+    assert len(list(read_frames(path))) == 5
 
 
 def test_a_full_disk_leaves_no_half_submission(tmp_path):

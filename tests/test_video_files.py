@@ -24,6 +24,7 @@ from deqflow.video import (
     read_frames,
 )
 from deqflow.video.benchmark import RUBBERWHALE, SINTEL, procedural_clips, real_clips, run_benchmark
+from deqflow.video.containers import is_whole
 
 
 def pictures(count: int, height: int = 32, width: int = 48) -> list[np.ndarray]:
@@ -80,6 +81,48 @@ def test_a_film_that_an_error_ends_is_whole(tmp_path):
     assert count_of(tmp_path / "film.mp4") == 3
 
 
+def test_ctrl_c_while_a_film_is_finished_leaves_it_whole(tmp_path, monkeypatch):
+    release = cv2.VideoWriter.release
+
+    def interrupted(self: cv2.VideoWriter) -> None:
+        release(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cv2.VideoWriter, "release", interrupted)
+    movie = Movie(tmp_path / "film.mp4")
+    movie.add(pictures(1)[0])
+    with pytest.raises(KeyboardInterrupt):
+        movie.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+    assert count_of(tmp_path / "film.mp4") == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm", ".mkv", ".mov"])
+def test_a_film_is_whole_with_its_last_byte_and_not_before(tmp_path, suffix):
+    path = tmp_path / f"film{suffix}"
+    with Movie(path) as movie:
+        for picture in pictures(2):
+            movie.add(picture)
+    content = path.read_bytes()
+    assert is_whole(path)
+    for size in range(len(content) - 1, -1, -1):
+        with path.open("r+b") as file:
+            file.truncate(size)
+        assert not is_whole(path), f"{size} of {len(content)} bytes"
+    path.write_bytes(content + b"\0")
+    assert not is_whole(path)
+
+
+@pytest.mark.parametrize(("end", "whole"), [(5_000_000_000, True), (4_999_999_999, False)])
+def test_films_past_four_gigabytes_have_longer_sizes(tmp_path, end, whole):
+    path = tmp_path / "film.mp4"
+    with path.open("wb") as file:  # takes no room: what is not written does not, on most systems
+        file.write(b"\0\0\0\1mdat" + (5_000_000_000 - 16).to_bytes(8, "big"))
+        file.seek(end - 16)
+        file.write(b"\0\0\0\x10moov12345678")
+    assert is_whole(path) == whole
+
+
 def test_a_film_without_pictures_is_none(tmp_path):
     with Movie(tmp_path / "film.mp4"):
         pass
@@ -101,8 +144,12 @@ def test_a_film_says_what_it_takes(tmp_path):
 
 def test_a_film_that_cant_be_written_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False)
-    with pytest.raises(OSError, match="check that its folder can be written to"):
-        Movie(tmp_path / "film.avi").add(pictures(1)[0])
+    with pytest.raises(OSError, match=r"check that its folder can be written to .*\(OpenCV can't begin it; try .avi\)"):
+        Movie(tmp_path / "film.mp4").add(pictures(1)[0])
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match=r"check that its folder can be written to .*(exists|directory)"):
+        Movie(tmp_path / "file" / "film.mp4").add(pictures(1)[0])
 
 
 def test_pictures_come_in_the_order_of_their_numbers(tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deqflow.colors import flow_to_rgb
 from deqflow.flow_files import write_flow
+from deqflow.video.containers import is_whole
 from deqflow.video.estimation import VideoStep
 from deqflow.writing import not_written, unfinished_name, whole
 
@@ -58,6 +59,7 @@ class Movie:
     """A video file that is whole whenever it is there: written under a temporary name, renamed when it is closed.
 
     It is closed by ``with``, also where an error or Ctrl-C ends the block: what was written until then can be played.
+    On a disk that is full, or was on the way, closing raises, and the file that was there before stays.
 
     Args:
         path: where to; the suffix names the format, one of .mp4, .mov, .mkv, .avi, .webm.
@@ -106,20 +108,41 @@ class Movie:
         self.count += 1
 
     def close(self) -> None:
-        """Finish the file and give it its name; without pictures there is none."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
+        """Finish the file and give it its name; without pictures there is none.
+
+        Raises:
+            OSError: the disk is full, or the folder can't be written to any more; no file is left.
+        """
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.release()
+        finally:  # also where Ctrl-C, pressed once more, comes meanwhile
+            self._finish()
+
+    def _finish(self) -> None:
+        try:
+            if not is_whole(self._unfinished):
+                raise OSError("only a part of the film was written")
             os.replace(self._unfinished, self.path)
+        except OSError as error:
+            self._unfinished.unlink(missing_ok=True)
+            raise not_written(self.path, error) from error
 
     def _open(self, picture: np.ndarray) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._unfinished.touch()  # OpenCV can't, either, but would not say why
+        except OSError as error:
+            raise not_written(self.path, error) from error
         height, width = picture.shape[:2]
         size = (width + width % 2, height + height % 2)
         code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
         writer = cv2.VideoWriter(str(self._unfinished), code, self.rate, size)
         if not writer.isOpened():
-            raise OSError(f"Writing {self.path} failed: check that its folder can be written to, or try .avi.")
+            self._unfinished.unlink(missing_ok=True)
+            raise not_written(self.path, OSError("OpenCV can't begin it; try .avi"))
         self._writer, self._shape = writer, picture.shape
 
 
