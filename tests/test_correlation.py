@@ -5,11 +5,23 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import deqflow.correlation
 from deqflow.correlation import CorrelationPyramid, SampledCorrelation, all_pairs, correlate, volume_bytes, window
+from deqflow.correlation.volume import WindowGrid, sample_windows
+from deqflow.diagnostics import KeptForBackward
 
-KINDS = pytest.mark.parametrize("kind", [CorrelationPyramid, SampledCorrelation])
+
+def as_on_a_gpu(first, second, **options):
+    """A pyramid that looks up as it does wherever there is no CPU."""
+    pyramid = CorrelationPyramid(first, second, **options)
+    assert pyramid.gathers
+    pyramid.gathers = False
+    return pyramid
+
+
+KINDS = pytest.mark.parametrize("kind", [CorrelationPyramid, as_on_a_gpu, SampledCorrelation])
 
 
 def features(height, width, *, batch=2, channels=3, seed=0, dtype=torch.float64):
@@ -255,6 +267,92 @@ def test_a_subset_of_the_samples_sees_what_it_saw_before(generator, kind):
     torch.testing.assert_close(part.lookup(flow[rows]), whole[rows], rtol=0, atol=1e-12)
     again = torch.tensor([0, 2])
     torch.testing.assert_close(part.subset(again).lookup(flow[rows][again]), whole[rows][again], rtol=0, atol=1e-12)
+
+
+def by_grid(first, second, flow, levels, radius, rows=None):
+    """The lookup by grid_sample, from features, where :class:`CorrelationPyramid` would gather for the flow's sake."""
+    pyramid = as_on_a_gpu(first, second, levels=levels, radius=radius)
+    pyramid = pyramid if rows is None else pyramid.subset(rows)
+    return sample_windows(pyramid.volumes, flow, WindowGrid(pyramid.volumes, flow.shape[-2:], radius))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [None, [2, 0], [1, 1, 2]])
+@pytest.mark.parametrize("scale", [0.3, 4.0, 40.0])
+@pytest.mark.parametrize(
+    ("height", "width", "levels", "radius"), [(1, 1, 4, 4), (1, 2, 2, 1), (3, 2, 4, 3), (9, 13, 4, 4), (17, 11, 3, 2)]
+)
+def test_grid_sample_and_gather_give_the_same_values_and_gradients(height, width, levels, radius, scale, rows, dtype):
+    rows = None if rows is None else torch.tensor(rows)
+    first, second = features(height, width, batch=3, dtype=dtype)
+    # Away from whole pixels of every level, where a bilinear sample has a kink and its derivative has two values.
+    flow = scale * features(height, width, batch=3 if rows is None else len(rows), channels=2, seed=1)[0]
+    flow = ((8 * flow).floor() / 8 + 1 / 16).to(dtype)
+    inputs = [tensor.requires_grad_() for tensor in (first, second, flow)]
+    pyramid = CorrelationPyramid(first, second, levels=levels, radius=radius)
+    expected = (pyramid if rows is None else pyramid.subset(rows)).lookup(flow)
+    found = by_grid(*inputs, levels, radius, rows)
+    exact = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(found, expected, rtol=exact, atol=exact)
+    assert found.stride() == expected.stride()  # channels last, as convolutions like it
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+    gradients = [torch.autograd.grad(values, inputs, direction) for values in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=10 * exact, atol=10 * exact * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38, -1e6])
+def test_grid_sample_and_gather_treat_far_and_unknown_flow_alike(value):
+    first, second = features(4, 6, dtype=torch.float32)
+    flow = features(4, 6, channels=2, seed=1, dtype=torch.float32)[0]
+    flow[0, 0, 1, 2] = flow[1, 1, 3, 3] = value
+    expected = CorrelationPyramid(first, second, levels=3, radius=2).lookup(flow)
+    found = by_grid(first, second, flow, 3, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, equal_nan=True)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what costs a GPU a start: operations that do more than look at a tensor in another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.count += not (func.is_view or func.overloadpacket == torch.ops.aten._unsafe_view)
+        return result
+
+
+def test_grid_sample_takes_a_tenth_of_the_operations():
+    flow = torch.zeros(2, 2, 9, 13)
+    counts = []
+    for kind in (as_on_a_gpu, CorrelationPyramid):
+        pyramid = kind(*features(9, 13, dtype=torch.float32))
+        pyramid.lookup(flow)
+        with Operations() as operations:
+            pyramid.lookup(flow)
+        counts.append(operations.count)
+    assert counts[0] <= 11  # 4 of them sample
+    assert counts[1] >= 10 * counts[0]
+
+
+def test_grid_sample_keeps_less_for_backward_than_gather():
+    kept = []
+    for kind in (as_on_a_gpu, CorrelationPyramid):
+        with KeptForBackward() as saved:
+            pyramid = kind(*(tensor.requires_grad_() for tensor in features(16, 16, dtype=torch.float32)))
+            found = [pyramid.lookup(torch.zeros(2, 2, 16, 16)) for _ in range(3)]
+        assert all(one.requires_grad for one in found)
+        kept.append(saved.bytes)
+    assert kept[0] < kept[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_volumes_in_half_precision_are_gathered_from_everywhere(dtype):
+    first, second = (tensor.to("meta", dtype) for tensor in features(4, 6))
+    assert CorrelationPyramid(first, second).gathers
+    assert not CorrelationPyramid(first.float(), second.float()).gathers
 
 
 @pytest.mark.parametrize(("kind", "made"), [("volume", CorrelationPyramid), ("sampled", SampledCorrelation)])
