@@ -4,6 +4,7 @@ from test_solvers import OURS, RULES, problem
 
 from deqflow import build
 from deqflow.solvers import OutsideSolver, Picard, Status, Stop, SubsetMap, scipy_solver, solve
+from deqflow.solvers.loop import finite
 
 
 class Offering:
@@ -119,3 +120,27 @@ def test_scipy_calls_an_estimators_map_for_one_sample_at_a_time(generator):
         together = estimator(*images, rule=scipy_solver("anderson"))
         alone = estimator(images[0, 1:], images[1, 1:], rule=scipy_solver("anderson"))
     torch.testing.assert_close(together.flow[1:], alone.flow, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_sample_is_finite_if_all_of_its_numbers_are(dtype):
+    x = torch.full((6, 2, 3), -torch.finfo(dtype).max, dtype=dtype)
+    x[1, 0, 1], x[2, 1, 2], x[3, 1, 0] = torch.nan, torch.inf, -torch.inf
+    x[4, 0], x[4, 1] = torch.inf, -torch.inf
+    x[5] = 0.0
+    assert finite(x).tolist() == [True, False, False, False, False, True]
+    assert finite(x[:2, :, :0]).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("rule", [Picard(), Picard(damping=0.7)])
+def test_numbers_are_read_once_an_evaluation(monkeypatch, rule):  # a GPU has nothing to do meanwhile
+    reads = []
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "nonzero", "numpy", "cpu"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, read=read, name=name: reads.append(name) or read(x))
+    f, z0 = uneven()
+    with torch.no_grad():
+        result = solve(Offering(f), z0, rule, Stop(max_evals=6, atol=1e-9))
+    assert len(result.trace) == 6
+    assert reads.count("tolist") == 6
+    assert [name for name in reads if name != "tolist"] == ["nonzero"]  # where most samples are left out

@@ -184,11 +184,16 @@ def per_sample(flags: Tensor, like: Tensor) -> Tensor:
     return flags.view(-1, *[1] * (like.dim() - 1))
 
 
-def select(flags: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Rows of ``yes`` where flags (B,), else of ``no``. Never mixes by multiplying: 0 * NaN is NaN."""
-    if bool(flags.all()):
+def select(flags: Tensor, count: int, yes: Tensor, no: Tensor) -> Tensor:
+    """Rows of ``yes`` where flags (B,), else of ``no``; ``count`` flags are set. Never multiplies: 0 * NaN is NaN."""
+    if count == len(flags):
         return yes
     return torch.where(per_sample(flags, yes), yes, no)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Which samples are finite throughout: (B, ...) -> (B,), in few operations: 0 * NaN is NaN, so is 0 * infinity."""
+    return (0 * x).flatten(1).sum(1) == 0
 
 
 class Record:
@@ -201,6 +206,7 @@ class Record:
         self.status = torch.full((batch,), int(Status.MAX_EVALS), device=z0.device)
         self.evals = torch.zeros(batch, dtype=torch.int64, device=z0.device)
         self.active = torch.ones(batch, dtype=torch.bool, device=z0.device)
+        self.count = batch  # of active samples
         self.trace: list[Tensor] = []
         self.kept: dict[int, Iterate] = {}
         self.deadline = time.monotonic() + stop.max_seconds
@@ -214,37 +220,42 @@ class Record:
             )
         with torch.no_grad():
             residual = self.stop.norm(fz - z).float()
-            finite = torch.isfinite(fz).flatten(1).all(1) & torch.isfinite(residual)
+            good = self.active & finite(fz) & (residual < torch.inf)
             tolerance = self.stop.atol
             if self.stop.rtol:
                 tolerance = tolerance + self.stop.rtol * self.stop.norm(fz).float()
-            done = self.active & finite & (residual <= tolerance)
-            failed = self.active & ~finite
+            done = good & (residual <= tolerance)
             # With rtol the tolerance moves: what has met it is reported even if a smaller residual was seen before.
-            better = done | (residual < self.reported.residual) if self.reports_best else finite
-            report = self.active & finite & better
-        self._report(z, fz, residual, report)
-        self.trace.append(torch.where(self.active, residual, torch.nan))
+            report = good & (done | (residual < self.reported.residual)) if self.reports_best else good
+            active = good & ~done
+        # Read together: while numbers are read from a GPU, it runs out of work.
+        reported, count = (sum(flags) for flags in torch.stack([report, active]).tolist())
+        self._report(z, fz, residual, report, reported)
+        everything = self.count == len(z)
+        self.trace.append(residual if everything else torch.where(self.active, residual, torch.nan))
         self.evals = self.evals + self.active
-        self.status = torch.where(done, int(Status.CONVERGED), self.status)
-        self.status = torch.where(failed, int(Status.NON_FINITE), self.status)
-        self.active = self.active & ~(done | failed)
+        if count < self.count:
+            self.status = torch.where(done, int(Status.CONVERGED), self.status)
+            self.status = torch.where(self.active & ~good, int(Status.NON_FINITE), self.status)
+        self.active, self.count = active, count
         number = len(self.trace)
         if number in self.keep:
             self.kept[number] = self.reported
         return Evaluation(number, z, fz, residual, self.active)
 
-    def _report(self, z: Tensor, fz: Tensor, residual: Tensor, report: Tensor) -> None:
+    def _report(self, z: Tensor, fz: Tensor, residual: Tensor, report: Tensor, count: int) -> None:
         old = self.reported
         # Before the first evaluation there is no f(z0) to fall back on: a sample that fails there shows it.
         old_fz = old.fz if self.trace else fz
         self.reported = Iterate(
-            select(report, z, old.z), select(report, fz, old_fz), torch.where(report, residual, old.residual)
+            select(report, count, z, old.z),
+            select(report, count, fz, old_fz),
+            select(report, count, residual, old.residual),
         )
 
     def ended(self, interrupted: object = None) -> bool:
         """Whether that was the last evaluation: no sample is active, a budget is spent, or ``interrupted`` is True."""
-        if len(self.trace) == self.stop.max_evals or not bool(self.active.any()):
+        if len(self.trace) == self.stop.max_evals or self.count == 0:
             return True
         if interrupted is not True and time.monotonic() < self.deadline:
             return False
@@ -298,10 +309,10 @@ def solve(
     z, memory = z0, rule.init(z0)
     evaluate = ActiveRows(f)
     while True:
-        fz = evaluate(z, record.active, record.reported.fz)
+        fz = evaluate(z, record.active, record.count, record.reported.fz)
         evaluation = record.add(z, fz)
         if record.ended(on_eval(evaluation) if on_eval is not None else None):
             return record.result()
         # A frozen sample's NaN must not enter the memory: backward would multiply it by zero, which is NaN again.
-        proposal, memory = rule.step(z, select(record.active, fz, z), memory)
-        z = select(record.active, proposal, record.reported.z)
+        proposal, memory = rule.step(z, select(record.active, record.count, fz, z), memory)
+        z = select(record.active, record.count, proposal, record.reported.z)

@@ -34,17 +34,17 @@ class ActiveRows:
         self.f = self.part = f
         self.rows: Tensor | None = None  # of the batch, that ``part`` is of; None: all
 
-    def __call__(self, z: Tensor, active: Tensor, frozen: Tensor) -> Tensor:
-        """Return f(z) for the active samples, (B,) booleans; the others may be ``frozen``, (B, ...), instead."""
+    def __call__(self, z: Tensor, active: Tensor, count: int, frozen: Tensor) -> Tensor:
+        """Return f(z) for the ``count`` samples that are active, (B,) booleans; others may be ``frozen``, (B, ...)."""
         if not torch.is_grad_enabled() and isinstance(self.part, SubsetMap):
-            self._shrink(self.part, active)
+            self._shrink(self.part, active, count)
         if self.rows is None:
             return self.part(z)
         return frozen.index_copy(0, self.rows, self.part(z[self.rows]))
 
-    def _shrink(self, part: SubsetMap, active: Tensor) -> None:
-        at_hand = active if self.rows is None else active[self.rows]
-        going_on = at_hand.nonzero().flatten()
-        if 0 < len(going_on) <= (1 - FROZEN_SHARE) * len(at_hand):
+    def _shrink(self, part: SubsetMap, active: Tensor, count: int) -> None:
+        at_hand = len(active if self.rows is None else self.rows)
+        if 0 < count <= (1 - FROZEN_SHARE) * at_hand:
+            going_on = (active if self.rows is None else active[self.rows]).nonzero().flatten()
             self.part = part.subset(going_on)
             self.rows = going_on if self.rows is None else self.rows[going_on]
