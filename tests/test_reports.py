@@ -4,9 +4,7 @@ import os
 import re
 import shutil
 
-import cv2
 import nbformat
-import numpy as np
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -16,7 +14,7 @@ from deqflow.reports.build import _all_reports, _value
 from deqflow.reports.html import PLOTLY, plotly_call, to_html
 from deqflow.reports.index import to_index
 
-PIXEL = base64.b64encode(cv2.imencode(".png", np.full((3, 1920, 4), (0, 0, 255, 0), np.uint8))[1].tobytes()).decode()
+PIXEL = base64.b64encode(b"not really a picture").decode()
 
 SHOWS = f"""
 import time
@@ -104,11 +102,7 @@ def test_numbers_carry_their_provenance(built):
 
 
 def test_only_what_passed_is_published(built):
-    published = built[0].parent / "published"
-    assert sorted(path.name for path in published.iterdir()) == ["00_good.jpg", "00_good.json"]
-    cover = cv2.imread(str(published / "00_good.jpg"))
-    assert cover.shape == (2, 960, 3)
-    assert cover.min() > 250, "what is transparent is white"
+    assert [path.name for path in (built[0].parent / "published").iterdir()] == ["00_good.json"]
 
 
 def test_two_runs_with_one_seed_give_the_same_numbers_times_aside(built, again):

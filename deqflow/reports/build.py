@@ -1,7 +1,6 @@
 """Run notebooks and collect what they show: executed notebook, page, numbers with provenance, index."""
 
 import ast
-import base64
 import json
 import os
 import time
@@ -11,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import nbformat
-import numpy as np
 import papermill
 from papermill.exceptions import PapermillExecutionError
 from plotly.offline import get_plotlyjs
@@ -25,7 +22,6 @@ from deqflow.reports.html import PLOTLY, to_html
 from deqflow.reports.index import Report, to_index
 from deqflow.writing import unfinished_name, write_whole
 
-_THUMBNAIL = 960  # px wide
 _KEPT = ("title", "seconds", "error", "numbers", "profile", "date")  # what a card needs of NAME.json
 
 
@@ -72,7 +68,7 @@ def build_reports(
         say: takes a line of progress.
         full: run them with the values for figures to quote, which may take hours.
         published: folder of committed results, ``NAME.json`` each; the index marks what differs from them.
-        publish: write the numbers of what passes there, and its cover, smaller.
+        publish: write the numbers of what passes there.
 
     Raises:
         ValueError: none of the notebooks has a parameter of a given name.
@@ -96,21 +92,8 @@ def build_reports(
             say(f"[{number}/{len(notebooks)}] {path.stem} {outcome} ({report.seconds:.0f} s)")
             if publish and not report.error:
                 write_whole(published / f"{path.stem}.json", (folder / f"{path.stem}.json").read_text())
-                if report.picture:
-                    write_whole(published / f"{path.stem}.jpg", thumbnail(report.picture))
     write_whole(folder / "index.html", to_index(_all_reports(folder), provenance(), _published(published)))
     return reports
-
-
-def thumbnail(picture: str) -> bytes:
-    """A picture, PNG in base64, as JPEG on white, at most 960 px wide."""
-    image = cv2.imdecode(np.frombuffer(base64.b64decode(picture), np.uint8), cv2.IMREAD_UNCHANGED)
-    if image.shape[2] == 4:
-        opacity = image[..., 3:] / 255
-        image = np.rint(opacity * image[..., :3] + (1 - opacity) * 255).astype(np.uint8)
-    scale = min(1.0, _THUMBNAIL / image.shape[1])
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 @contextmanager
