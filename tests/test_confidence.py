@@ -24,7 +24,7 @@ from deqflow.confidence import (
     load_confidence,
     measure_confidence,
 )
-from deqflow.confidence.fitting import real_pairs
+from deqflow.confidence.fitting import occlusion_scores, real_pairs
 from deqflow.metrics import endpoint_error
 from deqflow.results import load_results
 from deqflow.solvers import Stop
@@ -255,6 +255,15 @@ def test_calibration_by_hand():
     assert got["reliability"][3] == {"pixels": 0, "confidence": None, "right": None}
 
 
+def test_occlusion_scores_by_hand():
+    held, hidden = np.array([True, True, True, False, False]), np.array([True, False, False, True, False])
+    scores = occlusion_scores(held, hidden)
+    assert scores == {"share": pytest.approx(0.4), "precision": pytest.approx(1 / 3), "recall": 0.5}
+    nothing = np.zeros(5, bool)
+    assert occlusion_scores(nothing, hidden) == {"share": pytest.approx(0.4), "precision": 0, "recall": 0}
+    assert occlusion_scores(held, nothing) is None, "the set does not say what is hidden"
+
+
 def test_calibration_says_what_it_expects():
     with pytest.raises(ValueError, match="at least one pixel"):
         Calibration().summary()
@@ -280,6 +289,7 @@ def test_the_command_fits_and_measures(tmp_path, capsys, monkeypatch):
     results = json.loads(out.read_text())
     assert [row["set"] for row in results["rows"]] == ["procedural, held out", "motorcycle"]
     assert load_confidence(fitted).weights == results["model"]["weights"]
+    assert all(0 <= row["occlusion"]["recall"] <= 1 for row in results["rows"]), "procedural pairs say what is hidden"
 
 
 def test_confidence_models_are_keyword_only():

@@ -180,13 +180,17 @@ def measure_confidence(
     Returns:
         ``pairs``, ``error_px``, and for ``confidence`` and ``consistency`` (forward-backward alone): the
         :class:`Calibration`'s summary and ``ause``, the area under the sparsification error, and for ``chance`` its
-        area alone; areas are means over pairs, relative to the pair's mean error.
+        area alone; areas are means over pairs, relative to the pair's mean error. ``occlusion`` is what
+        :func:`occlusion_scores` makes of the criterion's.
     """
     ways = {"confidence": (fitted.model, Calibration()), "consistency": (fitted.alone, Calibration())}
     areas: dict[str, list[float]] = {name: [] for name in (*ways, "chance")}
-    means = []
+    means: list[float] = []
+    held, hidden = [], []
     for pair in pairs:
         values, error = _look(estimator, pair)
+        held.append(values[:, FEATURES.index("occluded")] > 0)
+        hidden.append(pair.occluded[pair.valid].numpy())
         means.append(float(error.mean()))
         for name, (model, calibration) in ways.items():
             confidence = model.predict(torch.from_numpy(values)).double().numpy()
@@ -201,6 +205,28 @@ def measure_confidence(
         "error_px": float(np.mean(means)),
         **{name: part | {"ause": float(np.mean(areas[name]))} for name, part in parts.items()},
         "chance": {"ause": float(np.mean(areas["chance"]))},
+        "occlusion": occlusion_scores(np.concatenate(held), np.concatenate(hidden)),
+    }
+
+
+def occlusion_scores(held: np.ndarray, hidden: np.ndarray) -> dict[str, float] | None:
+    """How well occlusion is told, or None where no pixel is known to be occluded: the set does not say.
+
+    Args:
+        held: which pixels are held to be occluded, (N,) booleans.
+        hidden: which are.
+
+    Returns:
+        ``share`` of the pixels that are; ``precision``, the share of those held to be that are; ``recall``, the share
+        of those that are that are held to be.
+    """
+    if not hidden.any():
+        return None
+    both = float((held & hidden).sum())
+    return {
+        "share": float(hidden.mean()),
+        "precision": both / max(int(held.sum()), 1),
+        "recall": both / int(hidden.sum()),
     }
 
 
