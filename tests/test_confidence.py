@@ -256,12 +256,10 @@ def test_calibration_by_hand():
 
 
 def test_occlusion_scores_by_hand():
-    held, hidden = np.array([True, True, True, False, False]), np.array([True, False, False, True, False])
-    scores = occlusion_scores(held, hidden)
-    assert scores == {"share": pytest.approx(0.4), "precision": pytest.approx(1 / 3), "recall": 0.5}
-    nothing = np.zeros(5, bool)
-    assert occlusion_scores(nothing, hidden) == {"share": pytest.approx(0.4), "precision": 0, "recall": 0}
-    assert occlusion_scores(held, nothing) is None, "the set does not say what is hidden"
+    scores = occlusion_scores(pixels=20, occluded=4, predicted=5, both=3)
+    assert scores == {"share": 0.2, "precision": 0.6, "recall": 0.75}
+    assert occlusion_scores(20, 4, 0, 0) == {"share": 0.2, "precision": 0, "recall": 0}
+    assert occlusion_scores(20, 0, 5, 0) is None, "the set does not say what is occluded"
 
 
 def test_calibration_says_what_it_expects():

@@ -186,11 +186,11 @@ def measure_confidence(
     ways = {"confidence": (fitted.model, Calibration()), "consistency": (fitted.alone, Calibration())}
     areas: dict[str, list[float]] = {name: [] for name in (*ways, "chance")}
     means: list[float] = []
-    held, hidden = [], []
+    counts = np.zeros(4, int)
     for pair in pairs:
         values, error = _look(estimator, pair)
-        held.append(values[:, FEATURES.index("occluded")] > 0)
-        hidden.append(pair.occluded[pair.valid].numpy())
+        predicted, occluded = values[:, FEATURES.index("occluded")] > 0, pair.occluded[pair.valid].numpy()
+        counts += [len(occluded), occluded.sum(), predicted.sum(), (predicted & occluded).sum()]
         means.append(float(error.mean()))
         for name, (model, calibration) in ways.items():
             confidence = model.predict(torch.from_numpy(values)).double().numpy()
@@ -205,29 +205,26 @@ def measure_confidence(
         "error_px": float(np.mean(means)),
         **{name: part | {"ause": float(np.mean(areas[name]))} for name, part in parts.items()},
         "chance": {"ause": float(np.mean(areas["chance"]))},
-        "occlusion": occlusion_scores(np.concatenate(held), np.concatenate(hidden)),
+        "occlusion": occlusion_scores(*counts.tolist()),
     }
 
 
-def occlusion_scores(held: np.ndarray, hidden: np.ndarray) -> dict[str, float] | None:
-    """How well occlusion is told, or None where no pixel is known to be occluded: the set does not say.
+def occlusion_scores(pixels: int, occluded: int, predicted: int, both: int) -> dict[str, float] | None:
+    """How well occlusion is predicted, or None where no pixel is known to be occluded: the set does not say.
 
     Args:
-        held: which pixels are held to be occluded, (N,) booleans.
-        hidden: which are.
+        pixels: how many there are.
+        occluded: how many of them are.
+        predicted: how many are predicted to be.
+        both: how many of these are.
 
     Returns:
-        ``share`` of the pixels that are; ``precision``, the share of those held to be that are; ``recall``, the share
-        of those that are that are held to be.
+        ``share`` of the pixels that are occluded, ``precision``, the share of the predicted ones that are, and
+        ``recall``, the share of the occluded ones that are predicted.
     """
-    if not hidden.any():
+    if not occluded:
         return None
-    both = float((held & hidden).sum())
-    return {
-        "share": float(hidden.mean()),
-        "precision": both / max(int(held.sum()), 1),
-        "recall": both / int(hidden.sum()),
-    }
+    return {"share": occluded / pixels, "precision": both / max(predicted, 1), "recall": both / occluded}
 
 
 def _in_order(pairs: FlowDataset | SyntheticPairs) -> Iterator[FlowSample]:
