@@ -33,7 +33,7 @@ class _InstanceNorm(torch.autograd.Function):
         if half and x.device.type == "cpu":  # sums in float32, but of squares: exact enough for half precision alone
             y, mean, scale = torch.native_group_norm(x, None, None, batch, channels, height * width, channels, EPS)
             mean, scale = (value.view(batch, channels, 1, 1) for value in (mean, scale))
-        else:  # a GPU's group normalisation knows no channels-last
+        else:  # full precision; or a GPU, whose group normalisation knows no channels-last
             wide = x.float() if half else x
             mean = _mean(wide)
             y = wide - mean

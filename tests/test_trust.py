@@ -89,7 +89,7 @@ def test_red_and_blue_exchanged_cannot_be_seen_and_change_little(shipped, photog
     expected, flow = (estimate(shipped, [image.flip(1) if flip else image for image in photographs], 12).flow
                       for flip in (False, True))  # fmt: skip
     difference = torch.linalg.vector_norm(flow - expected, dim=1).mean()
-    assert 0 < difference < 0.1 * torch.linalg.vector_norm(expected, dim=1).mean()
+    assert 0 < difference < 0.03 * torch.linalg.vector_norm(expected, dim=1).mean()
 
 
 def test_identical_frames_have_a_small_flow(shipped, photographs):
@@ -102,7 +102,7 @@ def test_identical_frames_have_a_small_flow(shipped, photographs):
 @pytest.mark.parametrize("grey", [0.0, 255.0])
 def test_frames_without_texture_have_a_finite_flow_and_a_status(shipped, grey):
     output = estimate(shipped, 2 * [torch.full((1, 3, 48, 64), grey)], 40)
-    assert output.flow.abs().max() < 10
+    assert output.flow.abs().max() < 2
     assert int(output.solve.status) in (Status.CONVERGED, Status.MAX_EVALS)
 
 
