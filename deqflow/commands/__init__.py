@@ -1,6 +1,6 @@
 """The commands of ``python -m deqflow``: their fields are the options, their docstrings the help, a call runs them.
 
-A new one is a dataclass in the module it belongs to, and a name in ``Command``, whose order is that of the help.
+A new one is a dataclass in the module it belongs to, and is named in ``Command``, whose order is that of the help.
 """
 
 from deqflow.commands.convert import Convert, Export
@@ -11,17 +11,4 @@ from deqflow.commands.train import Reproduce, Train
 
 Command = Flow | Clip | Evaluate | Train | Reproduce | Report | Convert | Experiment | Confidence | Export | Tables
 
-__all__ = [
-    "Clip",
-    "Command",
-    "Confidence",
-    "Convert",
-    "Evaluate",
-    "Experiment",
-    "Export",
-    "Flow",
-    "Report",
-    "Reproduce",
-    "Tables",
-    "Train",
-]
+__all__ = ["Command", "Train"]
