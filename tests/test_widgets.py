@@ -263,7 +263,7 @@ def test_a_bad_choice_shows_a_sentence_and_the_next_one_is_fine(panel):
     assert panel.stop_button.disabled
     panel.controls.start.value = "zero"
     panel.join()
-    assert "converged" in panel.message.value
+    assert "residual" in panel.message.value
     assert "unknown" in panel.table.value
 
 
