@@ -22,7 +22,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"No results at {path}: README.md says which command makes them.")
+        raise FileNotFoundError(f"No results at {path}: reports/README.md says which command makes them.")
     return json.loads(path.read_text())
 
 

@@ -1,4 +1,4 @@
-"""The README's tables, made from the results files that are committed beside it."""
+"""The tables of README.md and docs/measured.md, made from the results files that are committed beside them."""
 
 import re
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deqflow.claims import claim_rows
 from deqflow.results import load_results, published
 from deqflow.writing import write_whole
 
@@ -91,21 +92,19 @@ def bench(results: dict[str, Any]) -> str:
 def accuracy(results: dict[str, Any]) -> str:
     """End-point error on each set, of models at some evaluations and with early stop, beside DIS and zero flow."""
     counts = [str(k) for k in results["config"]["evals"]]
-    at = {
-        name: [counts[0]] if model["recurrent"] else list(dict.fromkeys([counts[0], counts[-1]]))
-        for name, model in results["models"].items()
-    }
+    shown = list(dict.fromkeys([counts[0], counts[-1]]))
+    models = results["models"]
     head = ["set", "pairs", "zero flow", "DIS"]
-    for name, shown in at.items():
-        head += [*(f"{name} at {k}" for k in shown), *([] if results["models"][name]["recurrent"] else ["stopped"])]
+    for name, model in models.items():
+        head += [*(f"{name} at {k}" for k in shown), *([] if model["recurrent"] else ["stopped"])]
     rows = []
-    for name, measured in results["sets"].items():
+    for title, measured in results["sets"].items():
         methods = measured["methods"]
-        row = [name, str(measured["pairs"]), *(_error(methods[method]) for method in ("zero flow", "DIS"))]
-        for model, shown in at.items():
-            row += [_error(methods[model]["at"][k]) for k in shown]
-            if not results["models"][model]["recurrent"]:
-                stopped = methods[model]["stopped"]
+        row = [title, str(measured["pairs"]), *(_error(methods[method]) for method in ("zero flow", "DIS"))]
+        for name, model in models.items():
+            row += [_error(methods[name]["at"][k]) for k in shown]
+            if not model["recurrent"]:
+                stopped = methods[name]["stopped"]
                 row.append(f"{_error(stopped)} after {stopped['evaluations']:.0f}")
         rows.append(row)
     return markdown(head, rows)
@@ -123,18 +122,34 @@ def confidence(results: dict[str, Any]) -> str:
         errors = (f"{100 * part['expected_calibration_error']:.1f}" for part in (ours, alone))
         areas = (f"{part['ause']:.3f}" for part in (ours, alone, row["chance"]))
         shares = (f"{100 * share:.0f} %" for share in (ours["right"], ours["confidence"]))
-        rows.append([row["set"], str(row["pairs"]), *shares, f"{' / '.join(errors)} %", " / ".join(areas)])
-    head = ["set", "pairs", "right", "mean confidence", "calibration error", "AUSE, and of an order by lot"]
+        found = row["occlusion"]
+        hidden = (
+            " / ".join(f"{100 * found[k]:.0f}" for k in ("share", "precision", "recall")) + " %"
+            if found
+            else "not known"
+        )
+        line = [row["set"], str(row["pairs"]), *shares, f"{' / '.join(errors)} %", " / ".join(areas), hidden]
+        rows.append(line)
+    head = ["set", "pairs", "right", "mean confidence", "calibration error", "AUSE, and of a random order"]
+    head.append("occluded: share / precision / recall")
     return markdown(head, rows)
 
 
+def claims(results: dict[str, Any]) -> str:
+    """The paper's claims, and what was measured here."""
+    return markdown(["claim", "holds here", "measured", "notebook"], results["rows"])
+
+
+PAGES = ("README.md", "docs/measured.md")  # that have tables
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "claims": claims,
     "estimators": estimators,
     "corrections": corrections,
     "gradients": gradients,
     "confidence": confidence,
     "video": video,
     "bench": bench,
+    "bench-gpu": bench,
     "accuracy": accuracy,
 }
 
@@ -151,7 +166,15 @@ def fill(text: str) -> str:
         name = match["name"]
         if name not in TABLES:
             raise ValueError(f"No table {name!r}: expected one of {', '.join(TABLES)}.")
-        return f"<!-- table: {name} -->\n{TABLES[name](load_results(published(name)))}\n<!-- end -->"
+        return f"<!-- table: {name} -->\n{TABLES[name](load(name))}\n<!-- end -->"
+
+    def load(name: str) -> dict[str, Any]:
+        # The claims are found in many files.
+        return (
+            {"rows": claim_rows(lambda each: load_results(published(each)))}
+            if name == "claims"
+            else load_results(published(name))
+        )
 
     return re.sub(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -22,7 +23,7 @@ LAYERS = [
     {"estimator", "datasets", "diagnostics"},
     {"models", "submissions", "synthetic", "measure"},
     {"checkpoints"},
-    {"confidence", "export", "published", "training", "video"},
+    {"claims", "confidence", "export", "published", "training", "video"},
     {"recipes", "experiments", "evaluation", "tables", "plots", "reports"},
     {"widgets", "commands"},
     {"__init__", "__main__"},
@@ -94,3 +95,21 @@ def test_notebooks_are_short_have_parameters_and_assert_what_they_claim(path):
     defined = [line for source in sources for line in source.splitlines() if line.startswith(("class ", "def "))]
     assert len(defined) == (path.stem == "08_bring_your_own_update")  # whose point is to write one
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]
+PAGES += [PACKAGE / "weights" / "README.md", *NOTEBOOKS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)#\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    lost = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert not lost
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])

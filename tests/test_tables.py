@@ -6,7 +6,7 @@ import pytest
 from deqflow import tables
 from deqflow.results import published
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 RUNS = {
     "runs": [
         {"variant": v, "seed": s, "seconds": 2.0 + s, "curve": {"evals": [12, 96], "error_px": [e, e + 1],
@@ -17,13 +17,13 @@ RUNS = {
 }  # fmt: skip
 
 
-def test_the_readme_says_what_the_results_files_say():
-    text = README.read_text()
+def test_the_pages_say_what_the_results_files_say():
+    texts = [(ROOT / page).read_text() for page in tables.PAGES]
     committed = {name for name in tables.TABLES if published(name).exists()}
-    assert set(re.findall(r"<!-- table: ([\w-]+) -->", text)) == committed, (
-        "a results file without its table, or the reverse"
-    )
-    assert tables.fill(text) == text, "run python -m deqflow tables"
+    shown = [name for text in texts for name in re.findall(r"<!-- table: ([\w-]+) -->", text)]
+    assert sorted(shown) == sorted({*committed, "claims"}), "a results file without its table, or the reverse"
+    for text in texts:
+        assert tables.fill(text) == text, "run python -m deqflow tables"
 
 
 def test_a_table_is_filled_between_its_marks_and_nothing_else_is_touched(tmp_path):
@@ -39,7 +39,7 @@ def test_a_table_is_filled_between_its_marks_and_nothing_else_is_touched(tmp_pat
 
 
 def test_a_mark_without_a_table_is_refused():
-    with pytest.raises(ValueError, match="No table 'fame': expected one of estimators"):
+    with pytest.raises(ValueError, match="No table 'fame': expected one of claims, estimators"):
         tables.fill("<!-- table: fame -->\n<!-- end -->")
 
 
@@ -75,8 +75,8 @@ def test_the_accuracy_table_has_a_row_a_set_and_columns_for_each_model():
         },
     }
     head, _, row = tables.accuracy(results).splitlines()
-    assert head == "| set | pairs | zero flow | DIS | deq at 12 | deq at 96 | stopped | raft at 12 |"
-    assert row == "| kitti | 3 | 9.00 | 2.35 | 1.50 | 1.00 | 1.12 after 18 | 1.50 |"
+    assert head == "| set | pairs | zero flow | DIS | deq at 12 | deq at 96 | stopped | raft at 12 | raft at 96 |"
+    assert row == "| kitti | 3 | 9.00 | 2.35 | 1.50 | 1.00 | 1.12 after 18 | 1.50 | 1.00 |"
 
 
 def test_policies_stand_side_by_side_to_a_loose_and_a_tight_tolerance():
@@ -97,5 +97,8 @@ def test_the_confidence_table_has_a_row_a_set():
     ours = {"right": 0.5, "confidence": 0.526, "expected_calibration_error": 0.0312, "ause": 0.2}
     alone = ours | {"expected_calibration_error": 0.1, "ause": 0.3333}
     row = {"set": "motorcycle", "pairs": 1, "confidence": ours, "consistency": alone, "chance": {"ause": 0.5}}
-    lines = tables.confidence({"rows": [row]}).splitlines()
-    assert lines[2] == "| motorcycle | 1 | 50 % | 53 % | 3.1 / 10.0 % | 0.200 / 0.333 / 0.500 |"
+    row["occlusion"] = None
+    known = row | {"set": "known", "occlusion": {"share": 0.1, "precision": 0.625, "recall": 0.75}}
+    lines = tables.confidence({"rows": [row, known]}).splitlines()
+    assert lines[2] == "| motorcycle | 1 | 50 % | 53 % | 3.1 / 10.0 % | 0.200 / 0.333 / 0.500 | not known |"
+    assert lines[3].endswith("| 10 / 62 / 75 % |")

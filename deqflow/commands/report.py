@@ -52,17 +52,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Tables:
-    """Fill in the tables of a markdown file from the committed results files.
+    """Fill in the tables of markdown files from the committed results files.
 
     Attributes:
-        file: with marks such as <!-- table: estimators --> and <!-- end -->.
+        files: with marks such as <!-- table: estimators --> and <!-- end -->.
     """
 
-    file: tyro.conf.Positional[Path] = Path("README.md")
+    files: tyro.conf.Positional[tuple[Path, ...]] = tuple(Path(page) for page in tables.PAGES)
 
     def __call__(self) -> int:
         """Run the command."""
-        print(f"{self.file}: {'changed' if tables.update(self.file) else 'as it was'}.")
+        for file in self.files:
+            print(f"{file}: {'changed' if tables.update(file) else 'as it was'}.")
         return 0
 
 
