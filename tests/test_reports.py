@@ -133,6 +133,15 @@ def test_the_index_marks_what_differs_from_the_published_numbers_of_its_profile(
     assert "published (short profile)" in again[0][0]
 
 
+@pytest.mark.parametrize(("count", "folded"), [(12, False), (13, True)])
+def test_a_card_folds_many_numbers(again, count, folded):
+    numbers = {f"n{i}_px": i for i in range(count)}
+    report = reports.Report("00_good", "A title", 1.0, "", numbers, "full", "today", "")
+    page = to_index([report], again[1][0], {})
+    assert (f"<details><summary>{count} numbers</summary><table>" in page) == folded
+    assert page.count("<tr>") == count
+
+
 def test_a_failure_leaves_the_last_good_report_in_place(built, again):
     folder, _, _ = built
     assert again[1][1] == again[1][0]

@@ -14,7 +14,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; }
 p.lead { color: var(--quiet); margin-top: .2rem; }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem; }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem;
+  align-items: start; }
 article { border: 1px solid var(--line); border-radius: .6rem; overflow: hidden; }
 article a.cover { display: block; background: #fff; }
 article img { width: 100%; height: 12rem; object-fit: contain; display: block; }
@@ -27,8 +28,11 @@ th { font-weight: normal; color: var(--quiet); text-align: right; }
 td { border-top: 1px solid var(--line); padding: .15rem 0; overflow-wrap: anywhere; }
 td + td { text-align: right; font-variant-numeric: tabular-nums; padding-left: .5rem; overflow-wrap: normal; }
 .files, footer { font-size: .85rem; color: var(--quiet); }
-a:focus-visible { outline: 3px solid; outline-offset: 2px; }
+summary { font-size: .85rem; cursor: pointer; margin-top: .6rem; }
+a:focus-visible, summary:focus-visible { outline: 3px solid; outline-offset: 2px; }
 """
+
+_MANY = 12  # numbers on a card; more are folded away
 
 
 @dataclass(frozen=True)
@@ -144,4 +148,5 @@ def _numbers(report: Report, published: Mapping[str, Any] | None) -> str:
     head = ""
     if published:
         head = f"<tr><th></th><th>this run</th><th>published ({escape(published['profile'])} profile)</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    numbers = f"<table>{head}{''.join(rows)}</table>"
+    return numbers if len(rows) <= _MANY else f"<details><summary>{len(rows)} numbers</summary>{numbers}</details>"
