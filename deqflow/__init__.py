@@ -16,6 +16,7 @@ from deqflow.estimator import FlowEstimator, FlowOutput, FlowState
 from deqflow.flow_files import read_flow, read_image, write_flow, write_image
 from deqflow.models import build
 from deqflow.published import load_published
+from deqflow.scales import ScaledOutput, estimate_at_scales
 
 __version__ = version("deqflow")
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "FlowEstimator",
     "FlowOutput",
     "FlowState",
+    "ScaledOutput",
     "build",
+    "estimate_at_scales",
     "load",
     "load_published",
     "read_flow",

@@ -20,6 +20,7 @@ from deqflow.evaluation import (
     report_lines,
     subset,
 )
+from deqflow.scales import carry_to_scale, resize_flow, resize_images
 from deqflow.solvers import Anderson, Stop
 from deqflow.synthetic import RICH_SCENES, SceneConfig
 
@@ -54,8 +55,26 @@ def test_the_early_stop_is_the_models_own(estimator, pairs):
     estimates = estimate_pair(estimator, pairs[0], QUICK)
     with torch.no_grad():
         output = estimator(pairs[0].image1[None], pairs[0].image2[None])
-    torch.testing.assert_close(estimates.stopped.flow, output.flow)
-    assert estimates.stopped.solve.evals.tolist() == output.solve.evals.tolist()
+    torch.testing.assert_close(estimates.stopped, output.flow)
+    assert estimates.stopped_evaluations == output.solve.evals.item()
+
+
+def test_at_scales_evaluations_are_those_of_the_last_one(estimator, pairs):
+    config = replace(QUICK, scales=(1.0, 1.5))
+    estimates = estimate_pair(estimator, pairs[0], config)
+    images = (pairs[0].image1[None], pairs[0].image2[None])
+    with torch.no_grad():
+        whole = deqflow.estimate_at_scales(estimator, *images, config.scales)
+        coarse = estimator(*images).state
+        fine = [resize_images(image, 1.5) for image in images]
+        start = carry_to_scale(coarse, fine[0])
+        last = estimator(*fine, start=start, stop=Stop(max_evals=3, atol=0.0))
+    torch.testing.assert_close(estimates.stopped, whole.flow)
+    assert estimates.stopped_evaluations == whole.outputs[-1].solve.evals.item()
+    torch.testing.assert_close(estimates.flows[3], resize_flow(last.flow, *images[0].shape[-2:]))
+    assert estimates.residuals[3] == pytest.approx(last.solve.residual.item() / 1.5, rel=1e-4)
+    figures = evaluate_set({"deqflow-small": estimator}, EvaluationSet(pairs), config)["methods"]["deqflow-small"]
+    assert list(figures["at"]) == ["1", "3", "6"]
 
 
 def test_bfloat16_changes_the_flow_a_little_and_is_returned_as_float32(estimator, pairs):
@@ -102,7 +121,7 @@ def test_a_model_has_errors_residuals_and_times_by_evaluations(estimator, pairs)
         errors = [(e.flows[k][0] - p.flow).norm(dim=0).mean() for e, p in zip(expected, pairs, strict=True)]
         assert at[str(k)]["error_px"] == pytest.approx(float(sum(errors)) / 2, abs=1e-4)
         assert at[str(k)]["residual_px"] == pytest.approx(sum(e.residuals[k] for e in expected) / 2, abs=1e-4)
-    assert stopped["evaluations"] == sum(float(e.stopped.solve.evals) for e in expected) / 2
+    assert stopped["evaluations"] == sum(e.stopped_evaluations for e in expected) / 2
     assert min(part["ms"] for part in (figures["DIS"], stopped, *at.values())) > 0
 
 

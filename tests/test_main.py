@@ -39,6 +39,23 @@ def test_flow_writes_numbers_that_are_those_of_the_estimator(pictures, tmp_path)
     assert torch.equal(deqflow.read_flow(out)[0], expected)
 
 
+def test_flow_at_scales_tells_of_each(pictures, tmp_path, capsys):
+    out = tmp_path / "flow.flo"
+    assert main(["flow", *pictures, "--scales", "1", "1.5", "--out", str(out)]) == 0
+    images = (deqflow.read_image(path) for path in pictures)
+    with torch.no_grad():
+        expected = deqflow.estimate_at_scales(deqflow.load("deqflow-small"), *images, (1.0, 1.5)).flow[0]
+    assert torch.equal(deqflow.read_flow(out)[0], expected)
+    said = capsys.readouterr().out
+    assert "Solver at 1: " in said
+    assert "Solver at 1.5: " in said
+
+
+def test_a_video_is_taken_as_it_is(tmp_path, capsys):
+    assert main(["flow", str(tmp_path / "clip.mp4"), "--scales", "1", "2"]) == 1
+    assert "scales expects two pictures, got" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

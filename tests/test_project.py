@@ -21,7 +21,7 @@ LAYERS = [
     {"equilibrium", "correlation", "encoders", "updates", "flow_files"},
     {"flow_map"},
     {"estimator", "datasets", "diagnostics"},
-    {"models", "submissions", "synthetic", "measure"},
+    {"models", "scales", "submissions", "synthetic", "measure"},
     {"checkpoints"},
     {"claims", "confidence", "export", "published", "training", "video"},
     {"recipes", "experiments", "evaluation", "tables", "plots", "reports"},
