@@ -51,11 +51,6 @@ def test_flow_at_scales_tells_of_each(pictures, tmp_path, capsys):
     assert "Solver at 1.5: " in said
 
 
-def test_a_video_is_taken_as_it_is(tmp_path, capsys):
-    assert main(["flow", str(tmp_path / "clip.mp4"), "--scales", "1", "2"]) == 1
-    assert "scales expects two pictures, got" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

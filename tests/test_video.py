@@ -12,6 +12,7 @@ import deqflow
 from deqflow import build
 from deqflow.estimator import FlowState
 from deqflow.geometry import pixel_grid
+from deqflow.scales import resize_flow, resize_images, stop_at_scale
 from deqflow.solvers import Stop
 from deqflow.video import CutDetector, CutRule, VideoFlow, carry, photometric_error
 from deqflow.video.benchmark import Clip, at_cuts, flicker, run_clip, summarise
@@ -105,6 +106,29 @@ def test_a_carried_step_is_what_the_estimator_says_from_that_start(estimator, mo
         expected = estimator(moving[1], moving[2], start=start, stop=STOP)
     assert torch.equal(second.flow, expected.flow)
     assert second.evaluations == int(expected.solve.evals)
+
+
+def test_at_scales_a_cold_start_takes_all_of_them_and_a_warm_one_the_last(estimator, moving):
+    video = VideoFlow(estimator, stop=STOP, scales=(1.0, 1.5))
+    first = video.step(moving[0], moving[1])
+    second = video.step(moving[1], moving[2])
+    with torch.no_grad():
+        cold = deqflow.estimate_at_scales(estimator, moving[0], moving[1], (1.0, 1.5), stop=STOP)
+        fine = [resize_images(image, 1.5) for image in moving[1:3]]
+        start = carry(cold.outputs[-1].state, "warp")
+        warm = estimator(*fine, start=start, stop=stop_at_scale(STOP, 1.5))
+    torch.testing.assert_close(first.flow, cold.flow)
+    assert first.evaluations == sum(int(output.solve.evals) for output in cold.outputs)
+    torch.testing.assert_close(second.flow, resize_flow(warm.flow, 48, 64))
+    assert second.evaluations == int(warm.solve.evals)
+    assert second.residual == pytest.approx(float(warm.solve.residual), rel=1e-3)
+
+
+def test_scales_must_suit_the_frames(estimator, moving):
+    with pytest.raises(ValueError, match="ascending order"):
+        VideoFlow(estimator, scales=(2.0, 1.0))
+    with pytest.raises(ValueError, match="at least 16 px"):
+        VideoFlow(estimator, scales=(0.25, 1.0)).step(moving[0], moving[1])
 
 
 def test_the_first_evaluation_is_not_made_twice(estimator, moving, monkeypatch):

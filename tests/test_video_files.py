@@ -335,7 +335,7 @@ def test_the_command_line_makes_a_clip_and_its_flow(tmp_path, capsys):
     size = ["--height", "32", "--width", "48"]
     assert main(["clip", "--out", str(clip), "--frames", "4", "--cuts", "2", *size]) == 0
     assert count_of(clip) == 4
-    options = ["--policy", "reuse", "--atol", "0.5", "--max-evals", "3", "--drawing", "side"]
+    options = ["--policy", "reuse", "--scales", "1", "1.5", "--atol", "0.5", "--max-evals", "3", "--drawing", "side"]
     assert main(["flow", str(clip), "--out", str(out), *options]) == 0
     assert count_of(out) == 3
     said = capsys.readouterr().out

@@ -22,7 +22,7 @@ class Flow:
         image2: path of the second picture, of the same size.
         out: where to. Of two pictures: the flow in colours (.png, .jpg), or as numbers (.flo); flow.png if not given.
             Of a video: a film (.mp4, .avi), or a folder for a file a frame; flow.mp4 if not given.
-        scales: of two pictures, factors to resize them by before estimation, one after another, each solve begun where
+        scales: factors to resize pictures by before estimation, one after another, each solve begun where
             the last one ended. "1 2" takes five times as long, and tells edges and small motion far better.
         model: a shipped model's name, a checkpoint of deqflow's (.safetensors), or a published one (.pth).
         max_evals: budget in evaluations, of each pair; the model's own if not given.
@@ -57,9 +57,7 @@ class Flow:
         if self.atol is not None:
             stop = replace(stop, atol=self.atol)
         if self.image2 is None:
-            if self.scales != (1.0,):
-                raise ValueError(f"scales expects two pictures, got {self.image1} alone: a video is taken as it is.")
-            return self._film(video.VideoFlow(estimator, policy=self.policy, stop=stop))
+            return self._film(video.VideoFlow(estimator, policy=self.policy, stop=stop, scales=self.scales))
         with torch.no_grad():
             image1, image2 = deqflow.read_image(self.image1), deqflow.read_image(self.image2)
             found = deqflow.estimate_at_scales(estimator, image1, image2, self.scales, stop=stop)

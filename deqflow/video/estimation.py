@@ -1,7 +1,7 @@
 """Flow of a video, each solve started from the last one (paper section 3.4)."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,14 @@ from torch import Tensor
 
 from deqflow.estimator import STRIDE, FlowEstimator, FlowOutput, FlowState, check_images, flow_residual
 from deqflow.geometry import Padding
+from deqflow.scales import (
+    carry_to_scale,
+    check_scales,
+    estimate_at_scales,
+    resize_flow,
+    resize_images,
+    stop_at_scale,
+)
 from deqflow.solvers import FixedPointMap, Rule, Stop
 from deqflow.video.policies import DEFAULT_CUT, CutDetector, CutRule, Policy, carry, check_policy, photometric_error
 
@@ -18,8 +26,9 @@ class VideoStep:
     """The flow from a frame to the next one, and what it cost.
 
     Attributes:
-        output: of the solve.
-        evaluations: calls of f in all, the one that a refused start cost included.
+        flow: (1, 2, H, W), in pixels.
+        output: of the solve, at the last scale.
+        evaluations: calls of f in all, those of a refused start and of coarser scales included.
         start_residual: how far the first evaluation moved the flow, RMS in full-size pixels.
         photometric: mean difference of brightness along the flow at 1/8 size, in grey levels.
         reset: whether the solve began at the model's own start.
@@ -27,6 +36,7 @@ class VideoStep:
         seconds: wall clock.
     """
 
+    flow: Tensor
     output: FlowOutput
     evaluations: int
     start_residual: float
@@ -34,11 +44,6 @@ class VideoStep:
     reset: bool
     cut: bool
     seconds: float
-
-    @property
-    def flow(self) -> Tensor:
-        """(1, 2, H, W), in pixels."""
-        return self.output.flow
 
     @property
     def residual(self) -> float:
@@ -65,9 +70,11 @@ class VideoFlow:
         stop: budget and tolerance of each solve, the latter in full-size pixels; the model's own if not given.
         rule: solver; the model's own if not given.
         cut: when a jump is taken for a cut, after which nothing is carried over; None never does.
+        scales: factors by which the frames are resized, see :func:`deqflow.scales.estimate_at_scales`. A solve that
+            starts from the last state is at the last of them alone.
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: there is no such policy, or the scales do not ascend.
     """
 
     def __init__(
@@ -78,8 +85,11 @@ class VideoFlow:
         stop: Stop | None = None,
         rule: Rule | None = None,
         cut: CutRule | None = DEFAULT_CUT,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         check_policy(policy)
+        check_scales(scales)
+        self.scales = tuple(scales)
         self.estimator, self.stop, self.rule = estimator, stop, rule
         self.policy: Policy = policy
         self.detector = None if cut is None or policy == "reset" else CutDetector(cut)
@@ -106,31 +116,31 @@ class VideoFlow:
         if len(image1) != 1:
             raise ValueError(f"VideoFlow expects one pair at a time, (1, 3, H, W), got {tuple(image1.shape)}.")
         height, width = image1.shape[-2:]
-        padding = Padding(height, width, STRIDE)
-        first, second = padding.pad(image1), padding.pad(image2)
+        check_scales(self.scales, height, width)
+        scale = self.scales[-1]
+        fine1, fine2 = resize_images(image1, scale), resize_images(image2, scale)
+        padding = Padding(fine1.shape[-2], fine1.shape[-1], STRIDE)
+        first, second = padding.pad(fine1), padding.pad(fine2)
         f, own_start = self.estimator.fixed_point_map(first, second)
-        start = self._carried(own_start)
-        cut = False
-        if start is not None and self.detector is not None:
-            cut = self.detector.is_new_scene(photometric_error(first, second, start[:, -2:]))
-        begun, spent = f, 0
-        if start is not None and not cut:
-            value = f(start)
-            cut = self.detector is not None and self.detector.is_lost(float(flow_residual(value - start)))
-            begun, spent = (f, 1) if cut else (_Begun(f, start, value), 0)
-        carried = start if not cut else None
-        stop = self.stop or self.estimator.equilibrium.eval_stop
-        z0 = own_start if carried is None else carried
+        z0, begun, cut, spent = self._carried(own_start), f, False, 0
+        if z0 is not None:
+            begun, cut, spent = self._begin(f, z0, first, second)
+        fresh = z0 is None or cut
+        if z0 is None or cut:
+            z0, more = self._cold(image1, image2, own_start)
+            spent += more
+        stop = stop_at_scale(self.stop or self.estimator.equilibrium.eval_stop, scale)
         output = self.estimator.solve_map(begun, z0, rule=self.rule, stop=stop, padding=padding)
         photometric = photometric_error(first, second, output.state.flow)
         start_residual = float(output.solve.trace[0])
-        self._remember(output, photometric, None if carried is None else start_residual, cut)
+        self._remember(output, photometric, None if fresh else start_residual, cut)
         return VideoStep(
+            flow=resize_flow(output.flow, height, width),
             output=output,
             evaluations=int(output.solve.evals) + spent,
             start_residual=start_residual,
             photometric=photometric,
-            reset=carried is None,
+            reset=fresh,
             cut=cut,
             seconds=time.perf_counter() - started,
         )
@@ -146,6 +156,26 @@ class VideoFlow:
             if last is not None:
                 yield last, self.step(last, image)
             last = image
+
+    def _begin(self, f: FixedPointMap, start: Tensor, first: Tensor, second: Tensor) -> tuple[FixedPointMap, bool, int]:
+        """The map to solve, whether its carried start belongs to another scene, and evaluations lost on finding out."""
+        if self.detector is None:
+            return f, False, 0
+        if self.detector.is_new_scene(photometric_error(first, second, start[:, -2:])):
+            return f, True, 0
+        value = f(start)
+        if self.detector.is_lost(float(flow_residual(value - start)) / self.scales[-1]):
+            return f, True, 1
+        return _Begun(f, start, value), False, 0
+
+    def _cold(self, image1: Tensor, image2: Tensor, own_start: Tensor) -> tuple[Tensor, int]:
+        """Where a solve begins that has no state to start from, and the evaluations at coarser scales that it took."""
+        *coarser, scale = self.scales
+        if not coarser:
+            return own_start, 0
+        found = estimate_at_scales(self.estimator, image1, image2, coarser, rule=self.rule, stop=self.stop).outputs
+        start = carry_to_scale(found[-1].state, resize_images(image1, scale))
+        return torch.cat([start.hidden, start.flow], 1).to(own_start), sum(int(each.solve.evals) for each in found)
 
     def _carried(self, like: Tensor) -> Tensor | None:
         """The packed start from the last state; None for the first pair, or one of another size."""
