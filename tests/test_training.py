@@ -6,6 +6,7 @@ import pytest
 import torch
 from training_runs import CONFIG, QUICK, SCENES, fixed_batch, same
 
+from deqflow import checkpoints
 from deqflow.datasets import FlowSample
 from deqflow.equilibrium import Phantom, Unrolled
 from deqflow.geometry import Padding
@@ -313,6 +314,28 @@ def test_batch_norm_is_frozen_where_asked(tmp_path):
         trainer.train_step(fixed_batch())
         same_as_before = [torch.equal(dict(trainer.estimator.named_buffers())[name], before[name]) for name in before]
         assert same_as_before == [frozen] * len(before)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_frozen_encoders_stay_as_they_are_and_the_rest_learns(tmp_path, recurrent):
+    path = tmp_path / "start.safetensors"
+    checkpoints.save(make_estimator(dataclasses.replace(CONFIG, recurrent=recurrent)), path)
+    config = dataclasses.replace(CONFIG, recurrent=recurrent, freeze_encoders=True, start_from=str(path))
+    trainer = Trainer(config, tmp_path / "run")
+    before = {name: tensor.clone() for name, tensor in trainer.estimator.state_dict().items()}
+    trainer.train_step(fixed_batch())
+    trainer.validate((1,))
+    trainer.train_step(fixed_batch())
+    changed = {name for name, tensor in trainer.estimator.state_dict().items() if not torch.equal(tensor, before[name])}
+    encoders = {name for name in before if "encoder" in name}
+    assert any("running_mean" in name for name in encoders)
+    assert changed
+    assert not changed & encoders
+
+
+def test_frozen_encoders_must_come_from_somewhere(tmp_path):
+    with pytest.raises(ValueError, match="freeze_encoders expects start_from"):
+        Trainer(dataclasses.replace(CONFIG, freeze_encoders=True), tmp_path)
 
 
 def test_the_recurrent_counterpart_is_supervised_at_each_evaluation(tmp_path):

@@ -37,6 +37,8 @@ class TrainConfig:
         all_gradients: do not detach the flow inside the update.
         dropout: share of channels of lookup and context that are hidden from the update, one mask a solve.
         jacobian_weight: of the Jacobian penalty at the fixed point in the loss; 0 leaves it out.
+        freeze_encoders: train what comes after the encoders alone, which must then come from ``start_from``: a step
+            costs little, and what the solver settles on can be trained for.
         freeze_batch_norm: keep the running statistics of the start (published: in all stages but the first).
         bfloat16: automatic mixed precision.
         float16: automatic mixed precision in float16 instead, with a gradient scaler, where bfloat16 is slow.
@@ -70,6 +72,7 @@ class TrainConfig:
     all_gradients: bool = False
     dropout: float = 0.0
     jacobian_weight: float = 0.0
+    freeze_encoders: bool = False
     freeze_batch_norm: bool = False
     bfloat16: bool = True
     float16: bool = False

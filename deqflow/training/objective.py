@@ -22,8 +22,10 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
     """Build the model of a run, with random weights or those of ``start_from``.
 
     Raises:
-        ValueError: ``start_from`` is of another architecture.
+        ValueError: ``start_from`` is of another architecture, or not given where the encoders are frozen.
     """
+    if config.freeze_encoders and not config.start_from:
+        raise ValueError("freeze_encoders expects start_from, the checkpoint that the encoders come from; got none.")
     torch.manual_seed(config.seed)
     estimator = build(
         config.size,
@@ -47,7 +49,10 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
 
 
 def prepare(estimator: FlowEstimator, config: TrainConfig) -> FlowEstimator:
-    """Set what a configuration asks of any model: compiled parts, encoders that are computed twice."""
+    """Set what a configuration asks of any model: compiled parts, encoders that are computed twice, or frozen."""
+    if config.freeze_encoders:
+        for encoder in _encoders(estimator):
+            encoder.requires_grad_(False)
     if config.checkpoint_encoders:
         estimator.checkpoint_encoders = True
     if config.compile:
@@ -58,12 +63,19 @@ def prepare(estimator: FlowEstimator, config: TrainConfig) -> FlowEstimator:
 
 
 def set_training(estimator: FlowEstimator, config: TrainConfig) -> None:
-    """Training mode, but for batch norm where it is frozen."""
+    """Training mode, but for what is frozen."""
     estimator.train()
+    if config.freeze_encoders:
+        for encoder in _encoders(estimator):
+            encoder.eval()
     if config.freeze_batch_norm:
         for module in estimator.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+
+
+def _encoders(estimator: FlowEstimator) -> list[nn.Module]:
+    return [part for part in (estimator.feature_encoder, estimator.context_encoder) if part is not None]
 
 
 def autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
