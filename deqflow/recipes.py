@@ -34,7 +34,8 @@ _SCENES = SceneConfig(
 
 # Stage 1 learns to match with one-step gradients. Stage 2, on larger and clearer pictures, draws the number of
 # evaluations from a wide range and differentiates two steps, flow included, so that the solver settles instead of
-# counting steps.
+# counting steps. Stage 3, with frozen encoders, goes farther and differentiates eight steps: it is where the solver
+# ends that it trains, and of what is slow there two steps see next to nothing.
 _EQUILIBRIUM = (
     TrainConfig(
         steps=2000,
@@ -60,6 +61,22 @@ _EQUILIBRIUM = (
         validate_every=400,
         validation_pairs=12,
         scenes=replace(_SCENES, height=288, width=384, photometric=0.7),
+    ),
+    TrainConfig(
+        steps=480,
+        batch=6,
+        lr=2e-4,
+        evals=(24, 96),
+        evals_spread="log",
+        corrections=2,
+        phantom_steps=8,
+        all_gradients=True,
+        freeze_encoders=True,
+        seed=12,
+        workers=1,
+        validate_every=120,
+        validation_pairs=12,
+        scenes=replace(_SCENES, photometric=0.7),
     ),
 )
 
