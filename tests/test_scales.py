@@ -34,17 +34,18 @@ def test_at_one_scale_it_is_the_estimator(estimator, pairs):
     assert torch.equal(got.outputs[0].solve.residual, expected.solve.residual)
 
 
-def test_the_second_scale_is_finer_and_the_first_one_saves_it_evaluations(estimator, pairs):
+def test_the_second_scale_is_finer_and_begins_near_its_end(estimator, pairs):
     image1, image2, truth, valid = pairs
     with torch.no_grad():
         plain = estimator(image1, image2).flow
-        both = estimate_at_scales(estimator, image1, image2, (1.0, 2.0), stop=Stop(max_evals=40, atol=0.1))
-        alone = estimate_at_scales(estimator, image1, image2, (2.0,), stop=Stop(max_evals=40, atol=0.1))
+        both = estimate_at_scales(estimator, image1, image2, (1.0, 2.0))
+        alone = estimate_at_scales(estimator, image1, image2, (2.0,))
     assert both.flow.shape == truth.shape
     assert both.outputs[1].flow.shape == (3, 2, 180, 242)
     error, before = (mean_endpoint_error(flow, truth, valid).mean() for flow in (both.flow, plain))
     assert error < 0.9 * before
-    assert both.outputs[1].solve.evals.sum() < alone.outputs[0].solve.evals.sum()
+    warm, cold = (output.solve.trace[0].mean() for output in (both.outputs[1], alone.outputs[0]))
+    assert warm < 0.8 * cold, "the first evaluation has less to move"
 
 
 def test_a_coarse_scale_finds_what_is_too_far_for_the_fine_one(estimator):
