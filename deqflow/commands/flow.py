@@ -23,7 +23,7 @@ class Flow:
         out: where to. Of two pictures: the flow in colours (.png, .jpg), or as numbers (.flo); flow.png if not given.
             Of a video: a film (.mp4, .avi), or a folder for a file a frame; flow.mp4 if not given.
         scales: factors to resize pictures by before estimation, one after another, each solve begun where
-            the last one ended. "1 2" takes five times as long, and tells edges and small motion far better.
+            the last one ended. "1 2" takes some four times as long, and tells edges and small motion far better.
         model: a shipped model's name, a checkpoint of deqflow's (.safetensors), or a published one (.pth).
         max_evals: budget in evaluations, of each pair; the model's own if not given.
         atol: tolerance, how far one more evaluation would move the flow, in px; the model's own if not given.
