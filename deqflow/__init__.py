@@ -11,12 +11,12 @@ DEQ-Flow, :func:`read_image` pictures of your own. Solvers are in :mod:`deqflow.
 from importlib.metadata import version
 
 from deqflow import solvers
-from deqflow.checkpoints import CheckpointError, load, save
-from deqflow.estimator import FlowEstimator, FlowOutput, FlowState
-from deqflow.flow_files import read_flow, read_image, write_flow, write_image
-from deqflow.models import build
-from deqflow.published import load_published
-from deqflow.scales import ScaledOutput, estimate_at_scales
+from deqflow.data.flow_files import read_flow, read_image, write_flow, write_image
+from deqflow.model.build import build
+from deqflow.model.checkpoints import CheckpointError, load, save
+from deqflow.model.estimator import FlowEstimator, FlowOutput, FlowState
+from deqflow.model.published import load_published
+from deqflow.model.scales import ScaledOutput, estimate_at_scales
 
 __version__ = version("deqflow")
 __all__ = [

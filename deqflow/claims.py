@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from deqflow.results import curves
+from deqflow.evidence.results import curves
 
 Results = dict[str, Any]
 Finding = tuple[str, str]  # does it hold: yes, in part or no; and the figures

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from deqflow.claims import Results, claim_rows
-from deqflow.results import load_results, published
-from deqflow.writing import write_whole
+from deqflow.data.writing import write_whole
+from deqflow.evidence.results import load_results, published
 
 Rows = list[list[str]]
 Load = Callable[[str], Results]  # a results file, by its name

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from deqflow.flow_files import write_flow, write_image
+from deqflow.data.flow_files import write_flow, write_image
 
 HEIGHT, WIDTH = 96, 128
 

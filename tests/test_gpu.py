@@ -8,14 +8,15 @@ import pytest
 import torch
 from training_runs import QUICK, fixed_batch, read_last, same
 
-from deqflow import build, checkpoints
-from deqflow.correlation import CorrelationPyramid, SampledCorrelation
-from deqflow.encoders import InstanceNorm
+from deqflow import build
 from deqflow.equilibrium import Implicit, Phantom
-from deqflow.losses import jacobian_penalty
-from deqflow.measure import step_cost
+from deqflow.evidence.costs import step_cost
+from deqflow.model import checkpoints
+from deqflow.model.correlation import CorrelationPyramid, SampledCorrelation
+from deqflow.model.encoders import InstanceNorm
 from deqflow.solvers import Anderson, Broyden, Picard, Stop, solve
 from deqflow.training import Trainer
+from deqflow.training.losses import jacobian_penalty
 from deqflow.training.states import random_state, set_random_state
 
 DEVICE = "cuda"

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from deqflow.datasets import FlowSample
-from deqflow.estimator import FlowEstimator
-from deqflow.synthetic import SceneConfig, SyntheticPairs
+from deqflow.data.datasets import FlowSample
+from deqflow.data.synthetic import SceneConfig, SyntheticPairs
+from deqflow.model.estimator import FlowEstimator
 from deqflow.training import TrainConfig, make_estimator
 
 SCENES = SceneConfig(height=32, width=32)

@@ -7,7 +7,7 @@ import tyro
 
 import deqflow
 from deqflow.commands.shared import load_model
-from deqflow.export import export, parity
+from deqflow.model.export import export, parity
 
 
 @dataclass(frozen=True)

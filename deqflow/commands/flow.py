@@ -7,10 +7,11 @@ import torch
 import tyro
 
 import deqflow
-from deqflow import synthetic, video
-from deqflow.colors import flow_to_rgb
+from deqflow import video
 from deqflow.commands.shared import load_model
-from deqflow.synthetic.videos import Speed
+from deqflow.data import synthetic
+from deqflow.data.colors import flow_to_rgb
+from deqflow.data.synthetic.videos import Speed
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import tyro
 
 from deqflow import tables
 from deqflow.commands.shared import load_model, print_line
-from deqflow.confidence import SHIPPED_CONFIDENCE, FitConfig, run_confidence
-from deqflow.evaluation import EvaluationConfig, evaluate, evaluation_sets, report_lines
-from deqflow.experiments import EXPERIMENTS, run_experiment
-from deqflow.results import save_results
-from deqflow.video.benchmark import run_benchmark
+from deqflow.evidence.confidence import SHIPPED_CONFIDENCE, FitConfig, run_confidence
+from deqflow.evidence.evaluation import EvaluationConfig, evaluate, evaluation_sets, report_lines
+from deqflow.evidence.experiments import EXPERIMENTS, run_experiment
+from deqflow.evidence.results import save_results
+from deqflow.evidence.video_reuse import run_benchmark
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Report:
     def __call__(self) -> int:
         """Run the command."""
         try:
-            from deqflow import reports
+            from deqflow.lab import reports
         except ImportError as error:
             raise ValueError(f"Reports need the packages of the lab ({error}): pip install 'deqflow[lab]'.") from error
         for item in self.set:

@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from deqflow.commands.shared import print_line
-from deqflow.recipes import RECIPES, reproduce
 from deqflow.training import TrainConfig, Trainer, published_stage, read_config, say
+from deqflow.training.recipes import RECIPES, reproduce
 
 
 @dataclass(frozen=True)

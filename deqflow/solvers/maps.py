@@ -12,7 +12,7 @@ FROZEN_SHARE = 0.25  # of the samples at hand; taking them out of f costs a litt
 
 @runtime_checkable
 class SubsetMap(Protocol):
-    """A map that offers itself for some of the samples alone, such as :class:`deqflow.flow_map.FlowMap`."""
+    """A map that offers itself for some of the samples alone, such as :class:`deqflow.model.flow_map.FlowMap`."""
 
     def __call__(self, z: Tensor) -> Tensor:
         """f(z), (B, ...) -> (B, ...)."""

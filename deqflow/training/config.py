@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from deqflow.synthetic import SceneConfig
+from deqflow.data.synthetic import SceneConfig
 
 HELD_OUT_SEED = 1_000_003  # scenes for validation; no training set uses it
 
@@ -17,7 +17,7 @@ class TrainConfig:
     """A training run. The same configuration gives the same weights on the same machine.
 
     Attributes:
-        size: of the model, a key of :data:`deqflow.sizes.SIZES`.
+        size: of the model, a key of :data:`deqflow.model.sizes.SIZES`.
         update: the update operator; the size's own if empty.
         recurrent: train the recurrent counterpart (RAFT): each evaluation supervised and differentiated, so that
             ``corrections`` and ``phantom_steps`` do not count.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch.utils.data import Dataset, Sampler
 
-from deqflow.datasets import FlowSample, stage_mixture
-from deqflow.synthetic import SyntheticPairs
+from deqflow.data.datasets import FlowSample, stage_mixture
+from deqflow.data.synthetic import SyntheticPairs
 from deqflow.training.config import TrainConfig
 
 

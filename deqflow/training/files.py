@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from deqflow.data.writing import write_whole
 from deqflow.training.config import TrainConfig
 from deqflow.training.stages import PUBLISHED
-from deqflow.writing import write_whole
 
 
 def read_config(path: str | Path) -> TrainConfig:

@@ -11,7 +11,7 @@ import tqdm.auto
 import tqdm.notebook
 import tqdm.std
 
-from deqflow.writing import write_whole
+from deqflow.data.writing import write_whole
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deqflow import checkpoints
-from deqflow.datasets import FlowSample
+from deqflow.data.datasets import FlowSample
 from deqflow.equilibrium import Phantom
-from deqflow.estimator import STRIDE, FlowEstimator, FlowOutput
-from deqflow.geometry import Padding
-from deqflow.losses import correction_loss, jacobian_penalty
-from deqflow.models import build
+from deqflow.model import checkpoints
+from deqflow.model.build import build
+from deqflow.model.estimator import STRIDE, FlowEstimator, FlowOutput
+from deqflow.model.geometry import Padding
 from deqflow.solvers import SolverResult, Stop
 from deqflow.training.config import TrainConfig
+from deqflow.training.losses import correction_loss, jacobian_penalty
 
 
 def make_estimator(config: TrainConfig) -> FlowEstimator:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deqflow.writing import not_written, whole
+from deqflow.data.writing import not_written, whole
 
 KEPT = 3
 _EARLIER = "last.pt"  # the one state of runs before there were three

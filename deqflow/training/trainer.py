@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from deqflow import checkpoints
-from deqflow.datasets import FlowSample
-from deqflow.estimator import FlowEstimator
+from deqflow.data.datasets import FlowSample
+from deqflow.data.synthetic import SyntheticPairs
+from deqflow.model import checkpoints
+from deqflow.model.estimator import FlowEstimator
 from deqflow.solvers import SolverResult
-from deqflow.synthetic import SyntheticPairs
 from deqflow.training.config import HELD_OUT_SEED, TrainConfig
 from deqflow.training.data import Shares, training_pairs
 from deqflow.training.devices import Processes

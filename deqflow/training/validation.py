@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqflow.datasets import FlowSample
-from deqflow.estimator import FlowEstimator
-from deqflow.metrics import mean_endpoint_error
+from deqflow.data.datasets import FlowSample
+from deqflow.data.metrics import mean_endpoint_error
+from deqflow.data.synthetic import SyntheticPairs
+from deqflow.model.estimator import FlowEstimator
 from deqflow.solvers import Stop
-from deqflow.synthetic import SyntheticPairs
 
 Context = Callable[[], AbstractContextManager[object]]
 

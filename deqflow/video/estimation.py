@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqflow.estimator import STRIDE, FlowEstimator, FlowOutput, FlowState, check_images, flow_residual
-from deqflow.geometry import Padding
-from deqflow.scales import (
+from deqflow.model.estimator import STRIDE, FlowEstimator, FlowOutput, FlowState, check_images, flow_residual
+from deqflow.model.geometry import Padding
+from deqflow.model.scales import (
     carry_to_scale,
     check_scales,
     estimate_at_scales,
@@ -70,7 +70,7 @@ class VideoFlow:
         stop: budget and tolerance of each solve, the latter in full-size pixels; the model's own if not given.
         rule: solver; the model's own if not given.
         cut: when a jump is taken for a cut, after which nothing is carried over; None never does.
-        scales: factors by which the frames are resized, see :func:`deqflow.scales.estimate_at_scales`. A solve that
+        scales: factors by which the frames are resized, see :func:`deqflow.model.scales.estimate_at_scales`. A solve that
             starts from the last state is at the last of them alone.
 
     Raises:

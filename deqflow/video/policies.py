@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqflow.estimator import STRIDE, FlowState
-from deqflow.geometry import fill_holes, project_forward, warp
+from deqflow.model.estimator import STRIDE, FlowState
+from deqflow.model.geometry import fill_holes, project_forward, warp
 
 Policy = Literal["reset", "reuse", "warp"]
 ARRIVED = 0.25  # share of a pixel's weight below which what arrived there is the rim of something else

@@ -11,7 +11,7 @@ import cv2
 import torch
 from torch import Tensor
 
-from deqflow.flow_files import read_image
+from deqflow.data.flow_files import read_image
 
 PICTURES = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 T = TypeVar("T")

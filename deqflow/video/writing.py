@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deqflow.colors import flow_to_rgb
-from deqflow.flow_files import write_flow
+from deqflow.data.colors import flow_to_rgb
+from deqflow.data.flow_files import write_flow
+from deqflow.data.writing import not_written, unfinished_name, whole
 from deqflow.video.containers import is_whole
 from deqflow.video.estimation import VideoStep
-from deqflow.writing import not_written, unfinished_name, whole
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP90"}
 Drawing = Literal["colors", "arrows", "side"]

@@ -13,8 +13,8 @@ from bench.inference import inference
 from bench.memory import large_pictures, same_gradients, training_memory
 from bench.setting import Row
 from bench.speed import training_speed
-from deqflow.provenance import provenance
-from deqflow.results import load_results, published, save_results
+from deqflow.evidence.provenance import provenance
+from deqflow.evidence.results import load_results, published, save_results
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "inference": inference,

@@ -9,9 +9,9 @@ import torch
 import deqflow
 from bench.setting import Row, device, held_out, photographs, real_pairs, reference_base
 from deqflow import FlowEstimator
-from deqflow.datasets import FlowSample
-from deqflow.measure import alternate
-from deqflow.metrics import mean_endpoint_error
+from deqflow.data.datasets import FlowSample
+from deqflow.data.metrics import mean_endpoint_error
+from deqflow.evidence.costs import alternate
 from deqflow.solvers import Anderson, Broyden, Picard, Rule, Stop, solve
 
 TOLERANCES = (0.05, 0.1, 0.3)  # px

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import deqflow
 from bench.setting import Row, device
-from deqflow.measure import MIB
+from deqflow.evidence.costs import MIB
 from deqflow.solvers import Stop
 from deqflow.video import VideoFlow
 

@@ -5,7 +5,7 @@ import torch
 import deqflow
 from bench.plain import PlainFlow
 from bench.setting import DATA, Row, autocast, device, photographs, real_pairs, reference_base
-from deqflow.measure import alternate, matrix_peak, work
+from deqflow.evidence.costs import alternate, matrix_peak, work
 from deqflow.solvers import Stop
 
 EVALS = 24

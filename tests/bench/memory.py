@@ -6,7 +6,7 @@ import torch
 
 from bench.setting import Row, device, photographs
 from deqflow import build
-from deqflow.measure import MIB, fitted_exponent, peak_of_a_process, step_cost
+from deqflow.evidence.costs import MIB, fitted_exponent, peak_of_a_process, step_cost
 from deqflow.solvers import Stop
 
 LEAN = {"correlation": "sampled", "checkpoint_encoders": True}

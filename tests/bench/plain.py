@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqflow import FlowEstimator
-from deqflow.encoders import InstanceNorm
+from deqflow.model.encoders import InstanceNorm
 
 
 class PlainFlow:

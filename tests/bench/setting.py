@@ -11,9 +11,9 @@ from reference.weights_from_names import published_state_dict
 from torch import Tensor
 
 import deqflow
-from deqflow.datasets import FlowSample, available_benchmarks, motorcycle
-from deqflow.published import from_published
-from deqflow.synthetic import SyntheticPairs
+from deqflow.data.datasets import FlowSample, available_benchmarks, motorcycle
+from deqflow.data.synthetic import SyntheticPairs
+from deqflow.model.published import from_published
 from deqflow.training import HELD_OUT_SEED
 
 REFERENCE = Path(__file__).parents[1] / "reference"

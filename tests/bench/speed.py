@@ -4,7 +4,7 @@ import torch
 
 from bench.setting import Row, autocast, device, photographs
 from deqflow import build
-from deqflow.measure import alternate, matrix_peak, work
+from deqflow.evidence.costs import alternate, matrix_peak, work
 
 CROP = (368, 496)
 

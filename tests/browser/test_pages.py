@@ -27,12 +27,12 @@ CODE = [
     import sys
     import torch
     import deqflow
-    from deqflow import plots
-    from deqflow.datasets import FlowSample
-    from deqflow.notebook import record, table
+    from deqflow.lab import plots
+    from deqflow.data.datasets import FlowSample
+    from deqflow.lab.notebook import record, table
     from deqflow.solvers import Picard, Stop, solve
-    from deqflow.synthetic import SceneConfig, SyntheticPairs
-    from deqflow.widgets import RunSettings, SolverPlayground
+    from deqflow.data.synthetic import SceneConfig, SyntheticPairs
+    from deqflow.lab.widgets import RunSettings, SolverPlayground
     """,
     "print('a long line of output, ' * 20); print('a warning', file=sys.stderr)",
     "table([{f'column {i}': i / 3 for i in range(14)}])",

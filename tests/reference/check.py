@@ -11,9 +11,9 @@ import torch
 from reference.weights_from_names import published_state_dict
 
 import deqflow
-from deqflow.provenance import provenance
-from deqflow.published import from_published
-from deqflow.results import published, save_results
+from deqflow.evidence.provenance import provenance
+from deqflow.evidence.results import published, save_results
+from deqflow.model.published import from_published
 from deqflow.solvers import Picard, Stop
 
 HERE = Path(__file__).parent

@@ -1,0 +1,262 @@
+"""Images and flow files, in and out: encoded in memory, and written whole or not at all."""
+
+import io
+import re
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from deqflow.data.writing import write_whole
+
+UNKNOWN_FLOW = 1e9  # Middlebury marks unknown vectors by greater values
+UNKNOWN_MARK = 1e10  # what we write for them
+# Tag, width, height and scale, as in b"PF\n960 540\n-1.0\n".
+PFM_HEADER = re.compile(rb"PF\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s")
+DEFLATE_LARGEST = 1032  # bytes that one compressed byte can hold
+KITTI_LARGEST = (2**16 - 1 - 2**15) / 64  # px; the least is -512
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read an image file as (1, 3, H, W) float32, RGB, 0..255: what an estimator takes.
+
+    Grey images get three equal channels, transparency is dropped, the range of 16 bits is scaled to that of 8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no image that OpenCV can read, damaged, or holds neither 8 nor 16 bits.
+    """
+    pixels = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "an image such as .png, .jpg or .ppm")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path} expects 8 or 16 bits, got {pixels.dtype}, whose range nothing says: convert it.")
+    rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.float32)
+    return torch.from_numpy(rgb / 257 if pixels.dtype == np.uint16 else rgb).permute(2, 0, 1)[None]
+
+
+def write_image(path: str | Path, image: np.ndarray) -> Path:
+    """Write an RGB picture (H, W, 3) uint8 in the format that the suffix names.
+
+    Raises:
+        ValueError: not such an array, OpenCV has no such format, or the format cannot hold the picture.
+        OSError: the folder can't be written to, or the disk is full.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"write_image expects (H, W, 3) uint8, got {image.dtype} {image.shape}.")
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    path = Path(path)
+    if not path.suffix or not cv2.haveImageWriter(path.name):
+        raise ValueError(f"Can't write {path}: expected a suffix such as .png or .jpg, got {path.suffix!r}.")
+    return write_whole(path, _encode(path, bgr))
+
+
+def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
+    """Read a flow field from Middlebury's ``.flo``, FlyingThings3D's ``.pfm``, KITTI's ``.png`` or Spring's ``.flo5``.
+
+    Returns:
+        flow (2, H, W) float32 in pixels, zero where unknown, and valid (H, W) booleans.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another suffix, or a damaged file.
+        ImportError: ``.flo5`` needs h5py, which is not installed.
+    """
+    path = Path(path)
+    readers = {".flo": _read_flo, ".pfm": _read_pfm, ".png": _read_kitti, ".flo5": _read_flo5}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"read_flow expects a .flo, .pfm or .flo5 file or KITTI's 16-bit .png, got {path}.")
+    _require(path)
+    return readers[path.suffix.lower()](path)
+
+
+def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> Path:
+    """Write a flow field, (2, H, W) in pixels, in the format that the suffix names.
+
+    ``.flo``, ``.pfm`` and ``.flo5`` hold float32. KITTI's 16-bit ``.png`` holds multiples of 1/64 from -512 to
+    511.984375, to the nearest of which the flow is rounded.
+
+    Args:
+        path: ends in .flo, .pfm, .png or .flo5.
+        flow: what to write.
+        valid: (H, W) booleans, where the flow is known; everywhere if not given.
+
+    Raises:
+        ValueError: another shape, no pixels, another suffix, or a flow that KITTI's format cannot hold.
+        OSError: the folder can't be written to, or the disk is full.
+        ImportError: ``.flo5`` needs h5py, which is not installed.
+    """
+    path = Path(path)
+    writers = {".flo": _write_flo, ".pfm": _write_pfm, ".png": _write_kitti, ".flo5": _write_flo5}
+    if path.suffix.lower() not in writers:
+        raise ValueError(f"write_flow expects a path that ends in .flo, .pfm, .png or .flo5, got {path}.")
+    if flow.dim() != 3 or flow.shape[0] != 2 or flow.numel() == 0:
+        raise ValueError(f"write_flow expects a flow of shape (2, H, W), got {tuple(flow.shape)}.")
+    known = torch.ones(flow.shape[1:], dtype=torch.bool) if valid is None else valid.cpu()
+    if known.dtype != torch.bool or known.shape != flow.shape[1:]:
+        raise ValueError(
+            f"write_flow expects valid to be booleans of shape {tuple(flow.shape[1:])}, "
+            f"got {known.dtype} {tuple(known.shape)}."
+        )
+    pixels = flow.detach().float().cpu().permute(1, 2, 0).contiguous().numpy()  # (H, W, 2)
+    return writers[path.suffix.lower()](path, pixels, known.numpy())
+
+
+def _read_flo(path: Path) -> tuple[Tensor, Tensor]:
+    header = np.fromfile(path, "<i4", count=3)
+    # Check the size before OpenCV allocates what a damaged header asks for.
+    if len(header) < 3 or header[0].tobytes() != b"PIEH":
+        raise ValueError(f"{path} is no .flo file: expected the tag PIEH and a size at its beginning.")
+    width, height = int(header[1]), int(header[2])
+    _check_size(path, width, height, expected=12 + 8 * width * height)
+    return _known(torch.from_numpy(cv2.readOpticalFlow(str(path))).permute(2, 0, 1).contiguous())
+
+
+def _write_flo(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    marked = np.where(known[..., None], pixels, np.float32(UNKNOWN_MARK))
+    height, width = known.shape
+    return write_whole(path, struct.pack("<4sii", b"PIEH", width, height) + marked.astype("<f4").tobytes())
+
+
+def _read_pfm(path: Path) -> tuple[Tensor, Tensor]:
+    with path.open("rb") as file:
+        header = PFM_HEADER.match(file.read(100))
+    scale = float(header[3]) if header else 0.0
+    if header is None or scale == 0:
+        raise ValueError(
+            f"{path} is no flow in .pfm: expected the tag PF (three channels), a width, a height "
+            "and a scale other than 0 at its beginning."
+        )
+    width, height = int(header[1]), int(header[2])
+    _check_size(path, width, height, expected=header.end() + 12 * width * height)
+    # The sign of the scale is the order of the bytes, and the lowest row comes first.
+    values = np.fromfile(path, "<f4" if scale < 0 else ">f4", offset=header.end()).reshape(height, width, 3)
+    return _known(torch.from_numpy(values[::-1, :, :2].transpose(2, 0, 1).astype(np.float32, order="C")))
+
+
+def _write_pfm(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    height, width = known.shape
+    marked = np.where(known[..., None], pixels, np.float32(UNKNOWN_MARK))
+    values = np.concatenate([marked, np.zeros((height, width, 1), np.float32)], 2)[::-1]
+    content = f"PF\n{width} {height}\n-1.0\n".encode() + values.astype("<f4").tobytes()
+    return write_whole(path, content)
+
+
+def _read_kitti(path: Path) -> tuple[Tensor, Tensor]:
+    pixels = _decode(path, cv2.IMREAD_UNCHANGED, "a 16-bit flow image of KITTI")
+    if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(
+            f"{path} expects 16 bits and three channels (KITTI's flow), got {pixels.dtype} {pixels.shape}."
+        )
+    valid = torch.from_numpy(pixels[..., 0] > 0)
+    flow = torch.from_numpy((pixels[..., :0:-1].astype(np.float32) - 2**15) / 64).permute(2, 0, 1)
+    return torch.where(valid, flow, 0.0), valid
+
+
+def _write_kitti(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    values = np.rint(64.0 * pixels) + 2**15
+    held = ((values >= 0) & (values < 2**16)).all(2)  # false for NaN, too
+    if (known & ~held).any():
+        wrong = pixels[known & ~held]
+        raise ValueError(
+            f"Can't write {path}: KITTI's format holds -512 to {KITTI_LARGEST} px, got {len(wrong)} vectors out of "
+            f"range, the first {wrong[0].tolist()}. Clamp the flow with flow.clamp(-512, {KITTI_LARGEST}), "
+            "mark them as not valid, or write .flo."
+        )
+    # Green and red are v and u, blue is the mask; OpenCV's order is blue, green, red.
+    bgr = np.concatenate([np.ones((*known.shape, 1)), values[..., ::-1]], 2)
+    bgr = np.where(known[..., None], bgr, 0).astype(np.uint16)
+    return write_whole(path, _encode(path, bgr))
+
+
+def _read_flo5(path: Path) -> tuple[Tensor, Tensor]:
+    h5py = _h5py(path)
+    values = np.zeros(0)
+    try:
+        with h5py.File(path, "r") as file:
+            wrong = _flo5_fault(h5py, file, path.stat().st_size)
+            if not wrong:
+                values = np.asarray(file["flow"][()], np.float32)
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        wrong = f"HDF5 says: {error}"
+    if wrong:
+        raise ValueError(f"{path} can't be read as .flo5: {wrong}. Copy it again.")
+    return _known(torch.from_numpy(values).permute(2, 0, 1).contiguous())
+
+
+def _flo5_fault(h5py: ModuleType, file: Any, size: int) -> str:
+    """What is wrong with an HDF5 file before its flow is read; nothing if it may be."""
+    # Links and virtual data could lead to any other file.
+    if not isinstance(file.get("flow", getlink=True), h5py.HardLink):
+        return "expected a dataset named flow"
+    flow = file["flow"]
+    if not isinstance(flow, h5py.Dataset) or flow.is_virtual or flow.external:
+        return "expected a dataset named flow, with its values in the file"
+    if flow.dtype.kind != "f" or flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
+        return f"expected floats of shape (H, W, 2), got {flow.dtype} {flow.shape}"
+    stored = min(flow.id.get_storage_size(), size)
+    if flow.nbytes > (DEFLATE_LARGEST if flow.compression else 1) * stored:
+        return f"a flow of {flow.shape[1]}x{flow.shape[0]} does not fit in the {stored} bytes that are there"
+    return ""
+
+
+def _write_flo5(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    content = io.BytesIO()  # writing to a full disk itself, HDF5 takes the process down
+    with _h5py(path).File(content, "w") as file:
+        marked = np.where(known[..., None], pixels, np.float32("nan"))
+        file.create_dataset("flow", data=marked, compression="gzip", compression_opts=5)
+    return write_whole(path, content.getvalue())
+
+
+def _h5py(path: Path) -> ModuleType:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(f"{path} needs the package h5py: pip install 'deqflow[data]'.") from error
+    return h5py
+
+
+def _check_size(path: Path, width: int, height: int, *, expected: int) -> None:
+    """Refuse a damaged header before anything of the size that it names is allocated."""
+    got = path.stat().st_size
+    if min(width, height) < 1 or got != expected:
+        raise ValueError(
+            f"{path} is damaged: a flow of {width}x{height} takes {expected} bytes, the file has {got}. Copy it again."
+        )
+
+
+def _known(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """The flow, zero where it is unknown, and where it is known."""
+    valid = (torch.isfinite(flow) & (flow.abs() < UNKNOWN_FLOW)).all(0)
+    return torch.where(valid, flow, 0.0), valid
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"No file at {path}: check the path and the working folder.")
+
+
+def _decode(path: str | Path, flags: int, expected: str) -> np.ndarray:
+    path = Path(path)
+    _require(path)
+    # Reading the bytes ourselves makes any path work, whatever letters are in it.
+    data = np.fromfile(path, np.uint8)
+    try:
+        pixels = cv2.imdecode(data, flags) if len(data) else None
+    except cv2.error:  # a header that asks for more pixels than OpenCV is willing to read
+        pixels = None
+    if pixels is None:
+        raise ValueError(f"{path} can't be read: expected {expected}, and the file is damaged or something else.")
+    return pixels
+
+
+def _encode(path: Path, bgr: np.ndarray) -> bytes:
+    """A picture as its file has it: OpenCV's own writing does not notice everywhere that a disk is full."""
+    done, content = cv2.imencode(path.suffix, bgr)
+    if not done:
+        height, width = bgr.shape[:2]
+        raise ValueError(f"Can't write {path}: its format can't hold a picture of {width}x{height}.")
+    return content.tobytes()

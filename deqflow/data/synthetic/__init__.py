@@ -1,0 +1,52 @@
+"""Procedural pairs and videos with exact flow and occlusion, in the manner of FlyingChairs and AutoFlow.
+
+A scene is a stack of layers, the first of which fills the picture. Each layer has a texture (a photograph or
+noise), a shape, and a motion. All frames are drawn from the layers directly, so the flow is known exactly: at a
+pixel of a frame it is the motion of the topmost layer. A scene is a function of its seed and index alone, whichever
+process makes it.
+"""
+
+from deqflow.data.synthetic.layers import Layer, random_layers
+from deqflow.data.synthetic.light import Weather, change_light
+from deqflow.data.synthetic.motions import Pose, Waves, random_motion
+from deqflow.data.synthetic.pairs import SyntheticPairs, make_pair
+from deqflow.data.synthetic.rendering import out_of_frame, render, true_flow
+from deqflow.data.synthetic.scenes import RICH_SCENES, SceneConfig
+from deqflow.data.synthetic.shapes import random_shape
+from deqflow.data.synthetic.textures import (
+    PHOTOGRAPHS,
+    Texture,
+    noise_texture,
+    photograph_files,
+    photographs,
+    plain_texture,
+    random_texture,
+)
+from deqflow.data.synthetic.videos import SyntheticVideo, VideoFrame
+
+__all__ = [
+    "PHOTOGRAPHS",
+    "RICH_SCENES",
+    "Layer",
+    "Pose",
+    "SceneConfig",
+    "SyntheticPairs",
+    "SyntheticVideo",
+    "Texture",
+    "VideoFrame",
+    "Waves",
+    "Weather",
+    "change_light",
+    "make_pair",
+    "noise_texture",
+    "out_of_frame",
+    "photograph_files",
+    "photographs",
+    "plain_texture",
+    "random_layers",
+    "random_motion",
+    "random_shape",
+    "random_texture",
+    "render",
+    "true_flow",
+]

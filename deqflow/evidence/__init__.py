@@ -1,0 +1,1 @@
+"""Everything that measures: diagnostics, evaluation, confidence, costs, experiments, and their results files."""

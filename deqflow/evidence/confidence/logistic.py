@@ -1,0 +1,172 @@
+"""One confidence in 0..1 for each pixel: the probability that the flow there is right, from what the solve shows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import optimize, special
+from torch import Tensor
+
+from deqflow.data.writing import write_whole
+from deqflow.evidence.confidence.consistency import fetch, forward_backward
+from deqflow.model.estimator import FlowOutput
+
+Array = np.ndarray
+SHIPPED_CONFIDENCE = Path(str(resources.files("deqflow") / "weights" / "confidence.json"))
+SMALLEST = 0.01  # px: differences below it say nothing
+FEATURES = (
+    "log consistency error",
+    "log residual",
+    "log residual of the way back",
+    "log length",
+    "leaves the frame",
+    "occluded",
+)
+CONSISTENCY_ALONE = ("log consistency error",)
+
+
+def features(forward: FlowOutput, backward: FlowOutput) -> Tensor:
+    """What the confidence is computed from, (B, len(FEATURES), H, W), in the order of ``FEATURES``.
+
+    Lengths in pixels, as natural logarithms of the length plus 0.01 px: the consistency error
+    (:func:`forward_backward`); how far the last evaluation moved the flow (:attr:`FlowOutput.residual_map`), here and,
+    on the way back, at the end of the vector; the length of the flow. Then two numbers 0 or 1: whether the vector
+    leaves the frame, and whether the criterion holds it to be occluded.
+    """
+    consistency = forward_backward(forward.flow, backward.flow)
+    back_residual, _ = fetch(backward.residual_map[:, None], forward.flow)
+    lengths = (
+        consistency.error,
+        forward.residual_map,
+        back_residual[:, 0],
+        torch.linalg.vector_norm(forward.flow, dim=1),
+    )
+    flags = (consistency.outside.to(forward.flow), consistency.occluded.to(forward.flow))
+    return torch.stack([*((length + SMALLEST).log() for length in lengths), *flags], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceModel:
+    """A logistic model of how likely the end-point error is under a threshold.
+
+    Attributes:
+        threshold_px: an error under it counts as right.
+        weights: one for each feature, by its name; each is in ``FEATURES``.
+        bias: added to their sum.
+        recipe: how it was fitted, as json can hold it; ``model`` names the estimator it belongs to.
+    """
+
+    threshold_px: float
+    weights: dict[str, float]
+    bias: float
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.weights) - set(FEATURES))
+        if unknown or not self.weights:
+            raise ValueError(
+                f"ConfidenceModel expects weights for some of {', '.join(FEATURES)}, got "
+                f"{', '.join(unknown) or 'none'}: fit it again, with python -m deqflow confidence."
+            )
+        if not self.threshold_px > 0:
+            raise ValueError(f"ConfidenceModel expects a threshold of more than 0 px, got {self.threshold_px!r}.")
+
+    def __call__(self, forward: FlowOutput, backward: FlowOutput) -> Tensor:
+        """The confidence of the forward flow, (B, H, W), from 0 to 1.
+
+        It is the probability that the end-point error is under ``threshold_px``, for scenes like those of the fit.
+        Where the flow is not finite it is 0.
+
+        Args:
+            forward, backward: outputs for a pair and for the same pair the other way round, as
+                :func:`estimate_both_ways` gives them.
+
+        Raises:
+            ValueError: the outputs are of different sizes.
+        """
+        return self.predict(features(forward, backward))
+
+    def predict(self, values: Tensor) -> Tensor:
+        """The same from :func:`features`, (B, len(FEATURES), ...) -> (B, ...)."""
+        weights = values.new_tensor([self.weights.get(name, 0.0) for name in FEATURES])
+        logits = values.movedim(1, -1) @ weights + self.bias
+        return torch.where(torch.isfinite(logits), logits.sigmoid(), 0.0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as json: whole, or not at all."""
+        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def load_confidence(path: str | Path = SHIPPED_CONFIDENCE) -> ConfidenceModel:
+    """Read a confidence model; the shipped one, which belongs to deqflow-small, if no path is given.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or none of deqflow's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No confidence model at {path}: fit one, with python -m deqflow confidence.")
+    try:
+        stored = json.loads(path.read_text())
+        weights = {str(name): float(weight) for name, weight in stored["weights"].items()}
+        threshold, bias = float(stored["threshold_px"]), float(stored["bias"])
+        return ConfidenceModel(threshold_px=threshold, weights=weights, bias=bias, recipe=stored["recipe"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or no confidence model ({error}): fit it again.") from error
+
+
+def fit(
+    values: Array,
+    errors: Array,
+    *,
+    threshold_px: float = 1.0,
+    names: Sequence[str] = FEATURES,
+    ridge: float = 1e-4,
+    recipe: dict[str, Any] | None = None,
+) -> ConfidenceModel:
+    """Fit by maximum likelihood, with a small ridge on the weights of standardised features.
+
+    Args:
+        values: (N, len(FEATURES)) of N pixels, as :func:`features` gives them.
+        errors: their end-point errors in pixels, (N,).
+        threshold_px: an error under it counts as right.
+        names: of the features that the model may use.
+        ridge: weight of the squares beside the mean log likelihood.
+        recipe: stored with the model.
+
+    Raises:
+        ValueError: shapes do not fit, a value is not finite, or all pixels are right, or all wrong.
+    """
+    if values.ndim != 2 or values.shape != (len(errors), len(FEATURES)):
+        raise ValueError(
+            f"fit expects values (N, {len(FEATURES)}) and errors (N,), got {values.shape} and {errors.shape}."
+        )
+    if not (np.isfinite(values).all() and np.isfinite(errors).all()):
+        raise ValueError("fit expects finite values and errors: leave out the pixels of solves that failed.")
+    right = errors < threshold_px
+    if right.all() or not right.any():
+        raise ValueError(f"fit expects pixels on both sides of {threshold_px} px, got all on one: take other pairs.")
+    x = values[:, [FEATURES.index(name) for name in names]].astype(np.float64)
+    mean, scale = x.mean(0), x.std(0) + 1e-9
+    x, signs = (x - mean) / scale, np.where(right, 1.0, -1.0)
+
+    def loss(parameters: Array) -> tuple[float, Array]:
+        margins = signs * (x @ parameters[1:] + parameters[0])
+        slopes = -signs * special.expit(-margins) / len(x)
+        gradient = np.concatenate([[slopes.sum()], x.T @ slopes + 2 * ridge * parameters[1:]])
+        return float(np.logaddexp(0, -margins).mean() + ridge * (parameters[1:] ** 2).sum()), gradient
+
+    found = optimize.minimize(loss, np.zeros(1 + x.shape[1]), jac=True, method="L-BFGS-B").x
+    weights = found[1:] / scale
+    return ConfidenceModel(
+        threshold_px=threshold_px,
+        weights={name: float(weight) for name, weight in zip(names, weights, strict=True)},
+        bias=float(found[0] - weights @ mean),
+        recipe=recipe or {},
+    )

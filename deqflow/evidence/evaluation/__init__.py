@@ -1,0 +1,19 @@
+"""Measuring models and classical methods on held-out pairs: on what, how, and what came out."""
+
+from deqflow.evidence.evaluation.config import EvaluationConfig
+from deqflow.evidence.evaluation.estimates import estimate_pair
+from deqflow.evidence.evaluation.measuring import evaluate, evaluate_set, report_lines
+from deqflow.evidence.evaluation.sets import SUBSETS, EvaluationSet, evaluation_sets, procedural_pairs, subset
+
+__all__ = [
+    "SUBSETS",
+    "EvaluationConfig",
+    "EvaluationSet",
+    "estimate_pair",
+    "evaluate",
+    "evaluate_set",
+    "evaluation_sets",
+    "procedural_pairs",
+    "report_lines",
+    "subset",
+]

@@ -1,0 +1,22 @@
+"""Pictures: matplotlib for images, flow and errors; plotly for curves and paths to look into.
+
+Each function returns a figure, which a notebook shows when it ends a cell.
+"""
+
+from deqflow.lab.plots.curves import lines, sparsifications, spreads, traces, tradeoff
+from deqflow.lab.plots.paths import film, trajectories
+from deqflow.lab.plots.pictures import errors, features, flows, images
+
+__all__ = [
+    "errors",
+    "features",
+    "film",
+    "flows",
+    "images",
+    "lines",
+    "sparsifications",
+    "spreads",
+    "traces",
+    "tradeoff",
+    "trajectories",
+]

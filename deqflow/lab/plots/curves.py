@@ -1,0 +1,118 @@
+"""Curves to look into, in plotly."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+
+from deqflow.evidence.diagnostics import Sparsification
+from deqflow.solvers import SolverResult
+
+
+def traces(solves: Mapping[str, SolverResult], *, title: str = "", unit: str = "px") -> go.Figure:
+    """Residual after each evaluation, on a log scale: a curve for each solve and sample."""
+    figure = go.Figure()
+    for name, solve in solves.items():
+        for sample, residuals in enumerate(solve.trace.T.tolist()):
+            label = name if solve.trace.shape[1] == 1 else f"{name}, sample {sample}"
+            evaluations = list(range(1, len(residuals) + 1))
+            figure.add_scatter(x=evaluations, y=residuals, name=label, mode="lines+markers", marker_size=4)
+    tolerances = {solve.stop.atol for solve in solves.values() if solve.stop.atol > 0}
+    for tolerance in tolerances:
+        figure.add_hline(y=tolerance, line_dash="dot", line_color="gray")
+        # On a log axis an annotation is placed by the logarithm, unlike the line it belongs to.
+        label = {"x": 1, "xref": "paper", "xanchor": "right", "y": math.log10(tolerance), "yanchor": "bottom"}
+        figure.add_annotation(text=f"tolerance {tolerance:g} {unit}", showarrow=False, **label)
+    return _labelled(figure, title, {"title": "evaluations of f"}, {"title": f"residual ({unit})", "type": "log"})
+
+
+def lines(
+    positions: Sequence[float], curves: Mapping[str, Sequence[float]], *, x: str, y: str, title: str = "", log: str = ""
+) -> go.Figure:
+    """Curves over common positions; ``x`` and ``y`` name the axes, with their units; ``log`` ("x", "y", "xy") says
+    which of them are logarithmic; what a logarithmic ``y`` cannot show is left out.
+    """
+    figure = go.Figure()
+    for name, values in curves.items():
+        shown = [None if "y" in log and value <= 0 else value for value in values]
+        figure.add_scatter(x=list(positions), y=shown, name=name, mode="lines+markers", showlegend=True)
+    kinds = ["log" if axis in log else "linear" for axis in "xy"]
+    axes: list[dict[str, Any]] = [{"title": text, "type": kind} for text, kind in zip((x, y), kinds, strict=True)]
+    if kinds[0] == "log":
+        axes[0]["tickvals"] = list(positions)
+    return _labelled(figure, title, *axes)
+
+
+def spreads(
+    curves: Mapping[str, np.ndarray], x: Sequence[float], *, title: str = "", x_title: str = "", y_title: str = ""
+) -> go.Figure:
+    """Curves of several runs each, (runs, points): the mean as a line, from the least to the greatest as a band.
+
+    Both axes are logarithmic.
+
+    Args:
+        curves: by name.
+        x: of the points.
+        title, x_title, y_title: what to write.
+    """
+    figure = go.Figure()
+    for i, (name, values) in enumerate(curves.items()):
+        color = qualitative.Plotly[i % len(qualitative.Plotly)]
+        around = [*values.max(0), *values.min(0)[::-1]]
+        band = {"fill": "toself", "fillcolor": color, "opacity": 0.15, "line_width": 0, "hoverinfo": "skip"}
+        figure.add_scatter(x=[*x, *x[::-1]], y=around, mode="lines", legendgroup=name, showlegend=False, **band)
+        figure.add_scatter(
+            x=list(x), y=values.mean(0), name=name, mode="lines+markers", legendgroup=name, line_color=color
+        )
+    evaluations = {"title": x_title, "type": "log", "tickvals": list(x)}
+    return _labelled(figure, title, evaluations, {"title": y_title, "type": "log"})
+
+
+def tradeoff(
+    series: Mapping[str, Mapping[str, tuple[float, float]]], *, cost: str, loss: str, title: str = ""
+) -> go.Figure:
+    """What is lost against what it costs, both on log scales: named points (cost, loss) of each series.
+
+    Args:
+        series: for each name in the legend, points by label; those that are not positive and finite are left out.
+        cost, loss: titles of the axes, with units.
+        title: of the figure.
+    """
+    figure = go.Figure()
+    for number, (name, points) in enumerate(series.items()):
+        known = {label: point for label, point in points.items() if all(0 < value < math.inf for value in point)}
+        shown = dict(sorted(known.items(), key=lambda item: item[1]))
+        x, y = [point[0] for point in shown.values()], [point[1] for point in shown.values()]
+        # Neighbours by cost, and series, have their labels on different sides.
+        sides = [f"{('top', 'bottom')[number % 2]} {('left', 'right')[i % 2]}" for i in range(len(shown))]
+        figure.add_scatter(x=x, y=y, text=list(shown), name=name, mode="markers+text", textposition=sides)
+    figure.update_traces(marker_size=9, textfont_size=10)
+    return _labelled(figure, title, {"title": cost, "type": "log"}, {"title": loss, "type": "log"})
+
+
+def sparsifications(curves: Mapping[str, Sparsification], *, title: str = "") -> go.Figure:
+    """Mean error of the pixels that remain, against the share removed; dashed: the oracle, which knows the errors.
+
+    Args:
+        curves: by name, of the same errors: the oracle is taken from the first.
+        title: of the figure.
+    """
+    figure = go.Figure()
+    for name, curve in curves.items():
+        figure.add_scatter(x=100 * curve.removed, y=curve.remaining, name=f"{name} (AUSE {curve.area:.2f})")
+    first = next(iter(curves.values()))
+    figure.add_scatter(x=100 * first.removed, y=first.oracle, name="oracle", line={"dash": "dash", "color": "gray"})
+    chance = f"by lot (AUSE {first.area_of_chance:.2f})"
+    figure.add_scatter(x=[0, 100], y=[1, 1], name=chance, line={"dash": "dot", "color": "gray"})
+    figure.update_traces(mode="lines")
+    x, y = {"title": "pixels removed (%)"}, {"title": "mean error of the rest (share of all)", "rangemode": "tozero"}
+    return _labelled(figure, title, x, y)
+
+
+def _labelled(figure: go.Figure, title: str, x: dict[str, Any], y: dict[str, Any]) -> go.Figure:
+    """The look that all curves have in common."""
+    margin = {"l": 60, "r": 20, "t": 50, "b": 50}
+    return figure.update_layout(title=title, xaxis=x, yaxis=y, template="plotly_white", height=420, margin=margin)

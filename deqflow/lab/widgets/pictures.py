@@ -1,0 +1,159 @@
+"""What the playground shows: runs as pictures, curves, rows of a table, and the still of a few of them."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+import cv2
+import matplotlib
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from deqflow.data.colors import flow_to_rgb
+from deqflow.lab.widgets.runs import SolverRun
+
+HOVER = "%{y:.3g} px after %{x} evaluations"
+COLORS = qualitative.Plotly
+STILL_WIDTH = 240  # columns of a still's maps, at most: pages stay light
+
+
+def png(rgb: np.ndarray) -> bytes:
+    """An RGB picture (H, W, 3) uint8 as a file's bytes."""
+    return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def image_rgb(image: Tensor) -> np.ndarray:
+    """A picture (3, H, W) in 0..255 as (H, W, 3) uint8."""
+    return np.ascontiguousarray(image.clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def error_rgb(error: Tensor, largest: float) -> np.ndarray:
+    """An error map, (H, W) in pixels, black at 0 to yellow at ``largest``; grey where it is NaN."""
+    colors = matplotlib.colormaps["magma"].with_extremes(bad="0.6")
+    return (255 * colors(np.ma.masked_invalid(error.numpy() / largest))[..., :3]).round().astype(np.uint8)
+
+
+def scales(run: SolverRun) -> tuple[float, float]:
+    """Lengths in pixels that get the full colour, of the flow and of its error."""
+    known = run.pair.flow[:, run.pair.valid] if run.error is not None else run.flow.flatten(1)
+    flow = float(np.percentile(known.norm(dim=0).numpy(), 99))
+    error = 1.0 if run.error is None else float(np.nanpercentile(run.error.numpy(), 98))
+    return max(flow, 0.5), max(error, 0.5)
+
+
+def table(runs: Sequence[tuple[str, SolverRun]]) -> str:
+    """Runs as an HTML table, each with a word on what it is."""
+    rows = [{"": word} | run.row() for word, run in runs]
+    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
+    style = "style='border-collapse: collapse; font-size: 90%; line-height: 1.4' cellpadding='4'"
+    return f"<div style='overflow-x: auto'><table {style}><tr>{head}</tr>{body}</table></div>"
+
+
+def residuals(runs: Sequence[tuple[SolverRun, str, str]], *, slots: int) -> go.Figure:
+    """Residual against evaluations, on a log scale: a curve for each run, with its name and colour.
+
+    Args:
+        runs: run, name, colour.
+        slots: how many curves there are, those without a run empty.
+    """
+    figure = go.Figure()
+    for slot in range(slots):
+        figure.add_scatter(**curve(*runs[slot]) if slot < len(runs) else {"visible": False})
+    figure.update_layout(
+        template="plotly_white",
+        autosize=True,
+        height=380,
+        margin={"l": 60, "r": 10, "t": 40, "b": 40},
+        title={"text": "Residual against evaluations", "font": {"size": 15}},
+        xaxis={"title": {"text": "evaluations of f"}},
+        yaxis={"title": {"text": "residual (px)"}, "type": "log", "tickformat": "~g"},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
+        hoverlabel={"namelength": -1},
+    )
+    return figure
+
+
+def curve(run: SolverRun, name: str, color: str) -> dict:
+    """The arguments of a run's curve."""
+    return {
+        "x": list(range(1, run.evaluations + 1)),
+        "y": list(run.trace),
+        "name": name,
+        "visible": True,
+        "mode": "lines+markers",
+        "line": {"color": color, "width": 2},
+        "marker": {"size": 4},
+        "hovertemplate": HOVER,
+    }
+
+
+def still(runs: Sequence[SolverRun]) -> go.Figure:
+    """Runs one below the other, flow and error map, and beneath them the residuals in one diagram."""
+    count = len(runs)
+    specs = [*[[{}, {}] for _ in runs], [{"colspan": 2}, None]]
+    heights = [*[1.0] * count, 1.4]
+    gap = 0.2 / (count + 1)
+    figure = make_subplots(
+        rows=count + 1, cols=2, specs=specs, row_heights=heights, vertical_spacing=gap, horizontal_spacing=0.03
+    )
+    largest, worst = scales(runs[0])
+    for row, (run, color) in enumerate(zip(runs, COLORS, strict=False), 1):
+        _maps(figure, run, row, largest)
+        figure.add_scatter(**curve(run, run.settings.label, color), row=count + 1, col=1)
+    figure.update_xaxes(title_text="evaluations of f", row=count + 1, col=1)
+    figure.update_yaxes(title_text="residual (px)", type="log", tickformat="~g", row=count + 1, col=1)
+    bar = {"title": {"text": "px"}, "len": 0.25, "y": 1, "yanchor": "top", "thickness": 12}
+    title = f"Solver runs: flow (full colour: {largest:.3g} px),<br>error, and residual against evaluations"
+    return figure.update_layout(
+        template="plotly_white",
+        height=210 * count + 380,
+        margin={"l": 55, "r": 10, "t": 115, "b": 60 + 18 * count},
+        coloraxis={"colorscale": "Magma", "cmin": 0, "cmax": worst, "colorbar": bar},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
+        title={"text": title, "font": {"size": 15}},
+    )
+
+
+def _maps(figure: go.Figure, run: SolverRun, row: int, largest: float) -> None:
+    """Draw a run's flow and error into a row, under a line that says what it came to."""
+    step = -(-run.flow.shape[-1] // STILL_WIDTH)
+    flow = png(flow_to_rgb(run.flow[:, ::step, ::step], largest=largest))
+    source = "data:image/png;base64," + base64.b64encode(flow).decode()
+    figure.add_image(source=source, hoverinfo="skip", row=row, col=1)
+    if run.error is not None:
+        error = run.error[::step, ::step].numpy()
+        hover = "error %{z:.2f} px<extra></extra>"
+        figure.add_heatmap(z=error, coloraxis="coloraxis", hovertemplate=hover, row=row, col=2)
+    for column in (1, 2):
+        subplot = 2 * (row - 1) + column
+        across = f"x{subplot}" if subplot > 1 else "x"
+        common = {"visible": False, "constrain": "domain", "row": row, "col": column}
+        figure.update_xaxes(**common, constraintoward="right" if column == 1 else "left")
+        figure.update_yaxes(**common, scaleanchor=across, autorange="reversed", constraintoward="top")
+    figure.add_annotation(
+        text=_facts(run),
+        showarrow=False,
+        align="left",
+        font={"size": 11},
+        x=0,
+        y=1,
+        yshift=1,
+        xref=f"x{2 * row - 1} domain" if row > 1 else "x domain",
+        yref=f"y{2 * row - 1} domain" if row > 1 else "y domain",
+        xanchor="left",
+        yanchor="bottom",
+    )
+
+
+def _facts(run: SolverRun) -> str:
+    """Solver, evaluations, milliseconds and bytes in a line."""
+    row = run.row()
+    error = "" if run.epe_px is None else f"; error {run.epe_px:.2f} px"
+    return (
+        f"<b>{escape(run.settings.label)}</b><br>{run.evaluations} evaluations, {row['solve (ms)']} ms, "
+        f"{row['solver memory']}{error}"
+    )

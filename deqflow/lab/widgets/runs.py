@@ -1,0 +1,270 @@
+"""What the playground does when a choice changes, apart from any widget: settings in, a run out."""
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deqflow.data.datasets import FlowSample
+from deqflow.data.metrics import endpoint_error
+from deqflow.evidence.diagnostics import KeptForBackward
+from deqflow.lab.widgets.settings import RunSettings, require
+from deqflow.lab.widgets.watch import StoppedError, Watch, Weighed
+from deqflow.model.estimator import STRIDE, FlowEstimator, FlowState, check_images
+from deqflow.model.geometry import Padding
+from deqflow.solvers import FixedPointMap, OutsideSolver, Rule, Status, solve
+
+
+@dataclass(frozen=True)
+class SolverRun:
+    """What a run came to.
+
+    Attributes:
+        settings: its choices.
+        pair: the pair it was made on, at the size it was made.
+        flow: (2, H, W) in pixels.
+        error: end-point error, (H, W) in pixels, NaN where the truth is not known; None if it is known nowhere.
+        trace: residual after each evaluation, in pixels.
+        outcome: how the solve ended, in words.
+        milliseconds: of the solve, encoders and upsampling apart.
+        solver_bytes: most that the solver held between two evaluations; None for SciPy's, which do not say.
+        training_bytes: what autograd would keep if the run were a training step: of an equilibrium model (one-step
+            gradient) the encoders and one evaluation, of a recurrent one all evaluations.
+        state: where it ended, (1, ...).
+    """
+
+    settings: RunSettings
+    pair: FlowSample
+    flow: Tensor
+    error: Tensor | None
+    trace: tuple[float, ...]
+    outcome: str
+    milliseconds: float
+    solver_bytes: int | None
+    training_bytes: int
+    state: FlowState
+
+    @property
+    def evaluations(self) -> int:
+        """How often f was called."""
+        return len(self.trace)
+
+    @property
+    def epe_px(self) -> float | None:
+        """Mean end-point error over the pixels whose truth is known."""
+        return None if self.error is None else float(self.error[self.error.isfinite()].mean())
+
+    def row(self) -> dict[str, str]:
+        """The run as a row of a table, with units in the names."""
+        return {
+            "run": self.settings.label,
+            "model": self.settings.model,
+            "pair": self.settings.pair,
+            "outcome": self.outcome,
+            "evaluations": str(self.evaluations),
+            "solve (ms)": f"{self.milliseconds:.0f}",
+            "residual (px)": f"{self.trace[-1]:.2g}",
+            "end-point error (px)": "unknown" if self.epe_px is None else f"{self.epe_px:.2f}",
+            "solver memory": "not known" if self.solver_bytes is None else size_text(self.solver_bytes),
+            "kept for backward": size_text(self.training_bytes),
+        }
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A map to solve, and what autograd would keep of it: with one evaluation, and for each further one."""
+
+    pair: FlowSample
+    model: FlowEstimator
+    f: FixedPointMap
+    z0: Tensor
+    padding: Padding
+    first_bytes: int
+    further_bytes: int
+
+
+class SolverBench:
+    """Pairs and models to run solvers on; keeps the last problem, so that a new choice of solver answers soon.
+
+    Args:
+        pairs: by name, each of a size of its own.
+        models: by name, in evaluation mode or not; they are not changed.
+
+    Raises:
+        ValueError: no pair or no model.
+    """
+
+    def __init__(self, pairs: Mapping[str, FlowSample], models: Mapping[str, FlowEstimator]) -> None:
+        if not pairs or not models:
+            raise ValueError(f"A bench expects pairs and models, got {len(pairs)} and {len(models)} of them.")
+        self.pairs, self.models = dict(pairs), dict(models)
+        self._last: tuple[tuple[str | int | None, ...], _Problem] | None = None
+
+    def add_pair(self, name: str, pair: FlowSample) -> None:
+        """Add a pair, or put it in place of another of that name."""
+        self.pairs[name] = pair
+        self._last = None
+
+    def run(
+        self,
+        settings: RunSettings,
+        *,
+        previous: SolverRun | None = None,
+        stop: threading.Event | None = None,
+        on_eval: Callable[[int, float], None] | None = None,
+    ) -> SolverRun:
+        """Solve, and measure.
+
+        Args:
+            settings: the choices.
+            previous: the run whose solution "previous solution" starts from.
+            stop: once set, the run ends after the evaluation in progress, with what it has.
+            on_eval: told the number and the residual in pixels of each evaluation.
+
+        Raises:
+            ValueError: a pair or model is not known, the pictures are too small, or there is no such start.
+        """
+        require("pair", settings.pair, self.pairs)
+        require("model", settings.model, self.models)
+        with torch.no_grad(), _precision(settings, self.models[settings.model]):
+            problem = self._problem(settings)
+            z0 = _start(problem, settings, previous)
+            rule = settings.rule
+            scale = None if isinstance(rule, OutsideSolver) else Weighed(rule)
+            watch = Watch(getattr(rule, "reports_best", True), stop or threading.Event(), on_eval)
+            synchronize(z0)
+            started = time.perf_counter()
+            try:
+                result = solve(problem.f, z0, cast("Rule", scale or rule), settings.stop, on_eval=watch)
+                fz, outcome = result.fz, _OUTCOMES[Status(int(result.status[0]))]
+            except StoppedError:
+                fz, outcome = watch.best, "stopped"
+            synchronize(z0)
+            milliseconds = 1e3 * (time.perf_counter() - started)
+            state = FlowState(fz[:, :-2], fz[:, -2:])
+            flow = problem.padding.crop(problem.model.upsampler(state))[0].float().cpu()
+        pair, evaluations = problem.pair, len(watch.trace)
+        error = endpoint_error(flow[None], pair.flow[None])[0].where(pair.valid, torch.nan)
+        kept = problem.first_bytes + (evaluations - 1) * problem.further_bytes * problem.model.recurrent
+        return SolverRun(
+            settings=settings,
+            pair=pair,
+            flow=flow,
+            error=error if bool(error.isfinite().any()) else None,
+            trace=tuple(watch.trace),
+            outcome=outcome,
+            milliseconds=milliseconds,
+            solver_bytes=scale and scale.most,
+            training_bytes=kept,
+            state=state,
+        )
+
+    def _problem(self, settings: RunSettings) -> _Problem:
+        key = (settings.pair, settings.model, settings.precision, settings.width)
+        if self._last is None or self._last[0] != key:
+            pair, model = self.pairs[settings.pair], self.models[settings.model]
+            self._last = (key, _prepare(reduced(pair, settings.width), model, settings.precision))
+        return self._last[1]
+
+
+def reduced(pair: FlowSample, width: int | None) -> FlowSample:
+    """The pair at ``width`` pixels, its flow scaled along; as it is if it is no wider, or for None.
+
+    The truth is sampled, not averaged: at the edge of an object an average is nobody's motion.
+    """
+    old_height, old_width = pair.image1.shape[-2:]
+    if width is None or old_width <= width:
+        return pair
+    size = (max(1, round(old_height * width / old_width)), width)
+    image1, image2 = F.interpolate(torch.stack([pair.image1, pair.image2]), size, mode="area")
+    maps = torch.cat([pair.flow, pair.valid[None].float(), pair.occluded[None].float()])
+    maps = F.interpolate(maps[None], size, mode="nearest-exact")[0]
+    flow = maps[:2] * torch.tensor([width / old_width, size[0] / old_height])[:, None, None]
+    return FlowSample(image1, image2, flow, maps[2] > 0, maps[3] > 0)
+
+
+def size_text(count: float) -> str:
+    """Bytes for reading: "1.2 MiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
+def synchronize(tensor: Tensor) -> None:
+    """Wait for the tensor's GPU, if it is on one, so that a clock shows what was done."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+_OUTCOMES = {
+    Status.CONVERGED: "converged",
+    Status.MAX_EVALS: "budget spent",
+    Status.NON_FINITE: "not finite",
+}
+
+
+def _precision(settings: RunSettings, model: FlowEstimator) -> AbstractContextManager[Any]:
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def _prepare(pair: FlowSample, model: FlowEstimator, precision: str) -> _Problem:
+    """Encode a pair, and measure what autograd would keep for backward."""
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    model = copy.deepcopy(model).to(dtype).eval()  # a bench changes nobody's model
+    like = next(model.parameters())
+    images = [image[None].to(like) for image in (pair.image1, pair.image2)]
+    check_images(*images)
+    height, width = images[0].shape[-2:]
+    padding = Padding(height, width, STRIDE)
+    image1, image2 = (padding.pad(image) for image in images)
+    with torch.enable_grad(), KeptForBackward(apart_from=model.parameters()) as kept:
+        f, z0 = model.fixed_point_map(image1, image2)
+        first = f(z0.detach())
+        first_bytes = kept.bytes
+        second = f(first.detach())
+        further_bytes = kept.bytes - first_bytes
+    del f, first, second  # and with them what autograd keeps
+    f, z0 = model.fixed_point_map(image1, image2)
+    return _Problem(pair, model, f, z0, padding, first_bytes, further_bytes)
+
+
+def _start(problem: _Problem, settings: RunSettings, previous: SolverRun | None) -> Tensor:
+    z0 = problem.z0.clone()
+    if settings.start == "random":
+        generator = torch.Generator().manual_seed(settings.seed)
+        z0 = torch.randn(z0.shape, generator=generator).to(z0)  # a flow of 1 px at 1/8 size: 8 px
+        z0[:, :-2] = z0[:, :-2].tanh()
+    elif settings.start == "true flow":
+        z0[:, -2:] = _true_flow(problem, settings.pair)
+    elif settings.start == "previous solution":
+        if previous is None:
+            raise ValueError("There is no previous solution yet: run once from another start.")
+        packed = torch.cat([previous.state.hidden, previous.state.flow], 1)
+        if packed.shape != z0.shape:
+            raise ValueError(
+                f"The previous solution does not fit: its state has the shape {tuple(packed.shape[1:])}, this pair and "
+                f"model need {tuple(z0.shape[1:])}. Run once from another start."
+            )
+        z0 = packed.to(z0)
+    return z0
+
+
+def _true_flow(problem: _Problem, name: str) -> Tensor:
+    """The truth at 1/8 size, averaged over the known pixels of each cell, zero where there is none."""
+    pair = problem.pair
+    if not bool(pair.valid.any()):
+        raise ValueError(f"The true flow of {name!r} is not known: choose another start, or a pair that has one.")
+    valid = problem.padding.pad(pair.valid[None, None].float())
+    flow = problem.padding.pad(torch.where(pair.valid, pair.flow, 0.0)[None])
+    share = F.avg_pool2d(valid, STRIDE)
+    return (F.avg_pool2d(flow * valid, STRIDE) / share.clamp_min(1e-6) / STRIDE).to(problem.z0)

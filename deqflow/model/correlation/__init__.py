@@ -1,0 +1,66 @@
+"""Correlation of the features of two images, and its windowed lookup (RAFT, section 3.2)."""
+
+from typing import Literal, Protocol, get_args
+
+from torch import Tensor
+
+from deqflow.model.correlation.sampled import SampledCorrelation
+from deqflow.model.correlation.volume import CorrelationPyramid, all_pairs, window
+
+CorrelationName = Literal["auto", "volume", "sampled"]
+VOLUME_LIMIT = 2**30  # bytes
+
+
+class Correlation(Protocol):
+    """What the estimator needs of a correlation."""
+
+    def lookup(self, flow: Tensor) -> Tensor:
+        """Flow (B, 2, h, w) in feature pixels -> (B, levels (2 r + 1)^2, h, w)."""
+        ...
+
+    def subset(self, rows: Tensor) -> "Correlation":
+        """The correlation of some of the samples, (b,) integers."""
+        ...
+
+
+def correlate(
+    features1: Tensor, features2: Tensor, *, levels: int = 4, radius: int = 4, kind: CorrelationName = "auto"
+) -> Correlation:
+    """Correlate two feature maps, (B, C, h, w), for lookups at several scales.
+
+    Args:
+        features1, features2: (B, C, h, w), any size from 1x1.
+        levels: number of scales.
+        radius: of the window, in pixels of each scale.
+        kind: "volume" keeps all inner products: fast lookups, memory grows with the square of the pixels.
+            "sampled" computes those that a lookup asks for: slower, memory grows with the pixels. "auto" is the
+            volume as long as it takes no more than 1 GiB (``VOLUME_LIMIT``, see :func:`volume_bytes`).
+
+    Raises:
+        ValueError: the kind is not known.
+    """
+    if kind not in get_args(CorrelationName):
+        raise ValueError(f"Unknown correlation {kind!r}: expected one of {', '.join(get_args(CorrelationName))}.")
+    small = volume_bytes(features1, levels) <= VOLUME_LIMIT
+    make = CorrelationPyramid if kind == "volume" or (kind == "auto" and small) else SampledCorrelation
+    return make(features1, features2, levels=levels, radius=radius)
+
+
+def volume_bytes(features: Tensor, levels: int = 4) -> int:
+    """Bytes of the volume of feature maps like this one, (B, C, h, w), at all scales."""
+    batch, _, height, width = features.shape
+    pictures = sum(max(1, height >> level) * max(1, width >> level) for level in range(levels))
+    return batch * height * width * pictures * features.element_size()
+
+
+__all__ = [
+    "VOLUME_LIMIT",
+    "Correlation",
+    "CorrelationName",
+    "CorrelationPyramid",
+    "SampledCorrelation",
+    "all_pairs",
+    "correlate",
+    "volume_bytes",
+    "window",
+]

@@ -1,0 +1,242 @@
+"""Estimators for other runtimes: a fixed number of evaluations as one graph, of torch.export (.pt2) or ONNX (.onnx).
+
+What a graph gives is what ``estimator(image1, image2, stop=Stop(max_evals=evals, atol=0.0)).flow`` gives, for images
+of any size from :func:`smallest_side` up, or of one size. It checks nothing and never stops early. Each evaluation
+is written out: ONNX of any size takes some ten seconds an evaluation to write (12: two minutes), of one size less.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from deqflow.data.metrics import endpoint_error
+from deqflow.data.synthetic import SceneConfig, SyntheticPairs
+from deqflow.data.writing import write_whole
+from deqflow.model.estimator import STRIDE, FlowEstimator, FlowState
+from deqflow.solvers import Picard, Stop
+
+SUFFIXES = (".onnx", ".pt2")
+LARGEST_SIDE = 4096  # what symbolic sizes are told to reach; the volume of all pairs ends long before
+PARITY_SIZES = ((128, 192), (141, 203))  # height and width; the second divides by nothing, and is padded
+PARITY_SEED = 3_000_017
+
+
+class FixedEvaluations(nn.Module):
+    """An estimator as one graph: pad, encode, evaluate so often, upsample, crop.
+
+    Args:
+        estimator: whose solver is :class:`deqflow.solvers.Picard`, damped or not.
+        evals: number of evaluations.
+
+    Raises:
+        ValueError: another solver, or less than one evaluation.
+    """
+
+    def __init__(self, estimator: FlowEstimator, evals: int) -> None:
+        super().__init__()
+        rule = estimator.equilibrium.rule
+        if not isinstance(rule, Picard):
+            raise ValueError(
+                f"Export expects plain iteration, got an estimator with {type(rule).__name__}: a graph of the others "
+                "would have to solve systems. Set estimator.equilibrium.rule = Picard()."
+            )
+        if evals < 1:
+            raise ValueError(f"Export expects at least 1 evaluation, got {evals}.")
+        self.estimator, self.evals, self.damping = estimator, evals, rule.damping
+
+    def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
+        """(B, 3, H, W), RGB, 0..255 -> the flow, (B, 2, H, W), in pixels."""
+        height, width = image1.shape[-2:]
+        rows, columns = padded_index(height, image1.device), padded_index(width, image1.device)
+        f, z = self.estimator.fixed_point_map(*(image[:, :, rows][..., columns] for image in (image1, image2)))
+        for _ in range(self.evals - 1):
+            z = torch.lerp(z, f(z), self.damping) if self.damping < 1 else f(z)
+        z = f(z)
+        flow = self.estimator.upsampler(FlowState(z[:, :-2], z[:, -2:]))
+        return flow[:, :, cropped_index(height, flow.device)][..., cropped_index(width, flow.device)]
+
+
+def padded_index(side: int, device: torch.device) -> Tensor:
+    """Which pixel stands at each place of a padded side: :class:`deqflow.model.geometry.Padding`, for sizes not yet known."""
+    padded = (side + STRIDE - 1) // STRIDE * STRIDE
+    return (torch.arange(padded, device=device) - (padded - side) // 2).clamp(0, side - 1)
+
+
+def cropped_index(side: int, device: torch.device) -> Tensor:
+    """Where the pixels of a side stand once it is padded."""
+    padded = (side + STRIDE - 1) // STRIDE * STRIDE
+    return torch.arange(side, device=device) + (padded - side) // 2
+
+
+def smallest_side(levels: int) -> int:
+    """The smallest side of images of a graph for any size: one that leaves two pixels to the coarsest of the scales."""
+    return STRIDE * 2**levels
+
+
+def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | None = None) -> ExportedProgram:
+    """Trace an estimator with :func:`torch.export.export`.
+
+    Args:
+        estimator: in evaluation mode, on the CPU; its weights become the graph's. It is left as it was.
+        evals: number of evaluations.
+        size: height and width of the images; any from :func:`smallest_side` up if not given.
+
+    Raises:
+        ValueError: the estimator is in training mode or has another solver than plain iteration, there is less than
+            one evaluation, or the size is too small.
+    """
+    if estimator.training:
+        raise ValueError("Export expects an estimator in evaluation mode, got one in training: call .eval().")
+    if size is not None and min(size) < STRIDE * 2:
+        raise ValueError(f"Export expects images of at least 16 px a side, got {size[1]}x{size[0]} (width x height).")
+    module = FixedEvaluations(estimator, evals).eval()
+    smallest = smallest_side(estimator.levels)
+    shape = (1, 3, *(size or (smallest + 13, smallest + 45)))
+    examples = torch.zeros(shape), torch.zeros(shape)  # one tensor given twice would become one input
+    shapes: Any = None
+    if size is None:
+        sides = {2 + i: Dim(name, min=smallest, max=LARGEST_SIDE) for i, name in enumerate(("height", "width"))}
+        shapes = {"image1": sides, "image2": sides}
+    kept = estimator.correlation
+    estimator.correlation = "volume"  # the lookup without it depends on where the flow points
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                module,
+                examples,
+                dynamic_shapes=shapes,
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+    finally:
+        estimator.correlation = kept
+
+
+def export(
+    estimator: FlowEstimator,
+    path: str | Path,
+    *,
+    evals: int = 12,
+    size: tuple[int, int] | None = None,
+    notes: dict[str, str] | None = None,
+) -> Path:
+    """Write an estimator as a graph of inputs ``image1, image2`` (1, 3, H, W), RGB, 0..255, float32, and ``flow``.
+
+    The configuration, the evaluations and the notes go into the file: ``metadata_props`` of ONNX, the extra file
+    ``deqflow.json`` of torch.export.
+
+    Args:
+        estimator, evals, size: as for :func:`trace`.
+        path: where to, ending in .onnx or .pt2.
+        notes: further strings to store.
+
+    Raises:
+        ValueError: another suffix, or as for :func:`trace`.
+        ImportError: ONNX is asked for and its packages are missing.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    program = trace(estimator, evals=evals, size=size)
+    config = "" if estimator.config is None else json.dumps(asdict(estimator.config))
+    stored = {"deqflow": version("deqflow"), "evals": str(evals), "config": config, **(notes or {})}
+    content = _onnx_bytes(program, stored) if path.suffix == ".onnx" else _pt2_bytes(program, stored)
+    write_whole(path, content)
+    return path
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"Export expects a file that ends in {' or '.join(SUFFIXES)}, got {path}.")
+
+
+def _needs(error: ImportError) -> ImportError:
+    return ImportError(f"ONNX needs packages that are not installed ({error}): pip install 'deqflow[export]'.")
+
+
+def _pt2_bytes(program: ExportedProgram, stored: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"deqflow.json": json.dumps(stored)})
+    return buffer.getvalue()
+
+
+def _onnx_bytes(program: ExportedProgram, stored: dict[str, str]) -> bytes:
+    try:
+        made: Any = torch.onnx.export(program, dynamo=True, output_names=["flow"], verbose=False)
+    except ImportError as error:
+        raise _needs(error) from error
+    model = made.model_proto
+    for name, text in stored.items():
+        model.metadata_props.add(key=name, value=text)
+    return model.SerializeToString()
+
+
+class ExportedEstimator:
+    """A written graph, run by onnxruntime (.onnx) or by torch (.pt2): images (1, 3, H, W) -> the flow (1, 2, H, W).
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: another suffix.
+        FileNotFoundError: there is no such file.
+        ImportError: onnxruntime is needed and missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        _check_suffix(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No file at {path}: write it with python -m deqflow export.")
+        self._session: Any = None
+        if path.suffix == ".onnx":
+            try:
+                import onnxruntime  # pyright: ignore[reportMissingImports] - only who runs such a file needs it
+            except ImportError as error:
+                raise _needs(error) from error
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        else:
+            self._module = torch.export.load(path).module()
+
+    def __call__(self, image1: Tensor, image2: Tensor) -> Tensor:
+        """Estimate the flow, on the CPU."""
+        if self._session is None:
+            with torch.no_grad():
+                return self._module(image1, image2)
+        (flow,) = self._session.run(None, {"image1": image1.numpy(), "image2": image2.numpy()})
+        return torch.from_numpy(flow)
+
+
+def parity(
+    estimator: FlowEstimator,
+    path: str | Path,
+    *,
+    evals: int,
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> dict[tuple[int, int], float]:
+    """Largest end-point difference between a written graph and its estimator, in pixels, on a procedural pair a size.
+
+    Args:
+        estimator: the graph's.
+        path: of the graph.
+        evals: its number of evaluations.
+        sizes: heights and widths; two of which one divides by 8 and the other by nothing if not given.
+    """
+    run, differences = ExportedEstimator(path), {}
+    stop = Stop(max_evals=evals, atol=0.0)
+    for height, width in sizes or PARITY_SIZES:
+        pair = SyntheticPairs(1, seed=PARITY_SEED, config=SceneConfig(height=height, width=width))[0]
+        image1, image2 = pair.image1[None], pair.image2[None]
+        with torch.no_grad():
+            expected = estimator(image1, image2, stop=stop).flow
+        differences[height, width] = float(endpoint_error(run(image1, image2), expected).max())
+    return differences

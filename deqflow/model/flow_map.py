@@ -1,0 +1,71 @@
+"""The map f whose fixed point is the flow: lookup and update operator on packed states (paper section 3.1)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from deqflow.model.correlation import Correlation
+
+
+class FlowMap:
+    """f(z) for a batch of pairs: a pure function, which may be called as often and from wherever one likes.
+
+    Args:
+        correlation: of the pairs.
+        context: (B, C, h, w).
+        update: the update operator.
+        all_gradients: do not detach the flow inside the update.
+        mask: what the lookup is multiplied by, (B, C, 1, 1), if anything.
+        checkpoint: where a graph is recorded, keep the state alone for backward, which evaluates again.
+    """
+
+    def __init__(
+        self,
+        correlation: Correlation,
+        context: Tensor,
+        update: Any,
+        *,
+        all_gradients: bool,
+        mask: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> None:
+        self.correlation, self.context, self.mask = correlation, context, mask
+        self.update, self.all_gradients, self.checkpoint = update, all_gradients, checkpoint
+        self.prepared = update.prepare(context)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """One evaluation: packed states (B, Ch + 2, h, w) -> the same."""
+        if self.checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._evaluate, z, use_reentrant=False, preserve_rng_state=False)
+        return self._evaluate(z)
+
+    def _evaluate(self, z: Tensor) -> Tensor:
+        hidden, flow = z[:, :-2], z[:, -2:]
+        if not self.all_gradients:
+            flow = flow.detach()
+        device = z.device.type
+        # Autocast must not keep casts made while no graph was recorded: later ones would lose their gradient.
+        with torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=False,
+        ):
+            found = self.correlation.lookup(flow)
+            if self.mask is not None:
+                found = found * self.mask
+            new_hidden, increment = self.update(hidden, flow, found, self.prepared)
+        return torch.cat([new_hidden.to(z.dtype), flow + increment.to(z.dtype)], 1)
+
+    def subset(self, rows: Tensor) -> "FlowMap":
+        """The map of some of the samples, (b,) integers: what it does to their states is the same."""
+        return FlowMap(
+            self.correlation.subset(rows),
+            self.context[rows],
+            self.update,
+            all_gradients=self.all_gradients,
+            mask=None if self.mask is None else self.mask[rows],
+            checkpoint=self.checkpoint,
+        )

@@ -1,0 +1,263 @@
+"""Reading published checkpoints strictly and by their names: DEQ-Flow, RAFT, GMA, and torchvision's RAFT."""
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from deqflow.model.build import build
+from deqflow.model.checkpoints import CheckpointError
+from deqflow.model.estimator import FlowEstimator
+from deqflow.model.sizes import SIZES, UpdateName
+
+Rules = tuple[tuple[str, str], ...]
+
+# Published names to ours: within each table the first pattern that fits decides.
+_STAGE = r"layer(\d)\.(\d)\."
+_ENCODER: Rules = (
+    (_STAGE + r"downsample\.", r"stages.\1.\2.shortcut."),
+    (_STAGE, r"stages.\1.\2."),
+    (r"conv1\.", "stem."),
+    (r"norm1\.", "stem_norm."),
+    (r"conv2\.", "head."),
+)
+_TORCHVISION_ENCODER: Rules = (
+    (_STAGE + r"downsample\.", r"stages.\1.\2.shortcut."),
+    (_STAGE + r"convnormrelu(\d)\.0\.", r"stages.\1.\2.conv\3."),
+    (_STAGE + r"convnormrelu(\d)\.1\.", r"stages.\1.\2.norm\3."),
+    (r"convnormrelu\.0\.", "stem."),
+    (r"convnormrelu\.1\.", "stem_norm."),
+    (r"conv\.", "head."),
+)
+_UPDATE: Rules = (
+    (r"update_block\.mask\.", "upsampler.mask."),
+    (r"mask\.", "upsampler.mask."),
+    (r"update_block\.encoder\.convc1\.", "update.motion.correlation.0."),
+    (r"update_block\.encoder\.convc2\.", "update.motion.correlation.1."),
+    (r"update_block\.encoder\.convf1\.", "update.motion.flow.0."),
+    (r"update_block\.encoder\.convf2\.", "update.motion.flow.1."),
+    (r"update_block\.encoder\.conv\.", "update.motion.merge."),
+    (r"update_block\.flow_head\.", "update.head."),
+    (r"update_block\.(?:aggregator|gma)\.to_v\.", "update.aggregation.values."),
+    (r"update_block\.(?:aggregator|gma)\.project\.", "update.aggregation.projection."),
+    (r"update_block\.(?:aggregator|gma)\.gamma", "update.aggregation.gamma"),
+    (r"attn?\.to_qk\.", "update.attention."),
+)
+_TORCHVISION_UPDATE: Rules = (
+    (r"mask_predictor\.convrelu\.0\.", "upsampler.mask.0."),
+    (r"mask_predictor\.conv\.", "upsampler.mask.2."),
+    (r"update_block\.motion_encoder\.convcorr1\.0\.", "update.motion.correlation.0."),
+    (r"update_block\.motion_encoder\.convcorr2\.0\.", "update.motion.correlation.1."),
+    (r"update_block\.motion_encoder\.convflow1\.0\.", "update.motion.flow.0."),
+    (r"update_block\.motion_encoder\.convflow2\.0\.", "update.motion.flow.1."),
+    (r"update_block\.motion_encoder\.conv\.0\.", "update.motion.merge."),
+    (r"update_block\.flow_head\.", "update.head."),
+)
+_GATE = re.compile(r"update_block\.(?:gru\.conv([zrq])(\d?)|recurrent_block\.convgru(\d)\.conv([zrq]))\.(\w+)")
+_GATES = "zrq"  # the order of ConvGRU's rows: update, reset, candidate
+_LENGTH, _DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
+
+
+def load_published(path: str | Path) -> FlowEstimator:
+    """Load a published checkpoint, ready for evaluation on the CPU; the estimator's ``origin`` says what it is.
+
+    Known are DEQ-Flow (versions 1 and 2 in all sizes, with and without GMA, and TorchDEQ's), RAFT and RAFT-small,
+    GMA, and torchvision's raft_large and raft_small. The model is recognised by its tensors' names and shapes, and
+    loaded strictly. Pickled code is never run.
+
+    Args:
+        path: a ``.pth`` file as published (names may carry the prefix ``module.``), or the same as safetensors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, holds more than tensors, or fits no known model; then the nearest
+            one is named with what differs.
+    """
+    return from_published(read_tensors(path), source=str(path))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint file by name, on the CPU, without running pickled code.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as for :func:`load_published`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}: expected a .pth or .safetensors file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler stumbles over damaged bytes in any way there is
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} can't be read as a checkpoint ({reason}): it is damaged, or holds code instead of plain tensors."
+        ) from error
+    named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    if not named:
+        raise CheckpointError(f"{path} expects a dictionary of tensors by name, got {type(content).__name__}.")
+    return content
+
+
+def from_published(tensors: dict[str, Tensor], *, source: str = "the state dict") -> FlowEstimator:
+    """Build the model that published tensors belong to and load them strictly; see :func:`load_published`."""
+    tensors = _without_prefix(tensors)
+    try:
+        ours = translate(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} has gates of different shapes, so it fits no model: {error}") from error
+    nearest, fewest = "", None
+    options = _options(ours)
+    for size in SIZES:
+        for recurrent in (False, True):
+            with torch.device("meta"):
+                candidate = build(size, recurrent=recurrent, **options)
+            expected = {name: tuple(tensor.shape) for name, tensor in candidate.state_dict().items()}
+            fitted = _reparametrise(ours, set(expected))
+            shapes = {name: tuple(tensor.shape) for name, tensor in fitted.items()}
+            if expected == shapes:
+                estimator = build(size, recurrent=recurrent, **options)
+                estimator.load_state_dict(fitted, strict=True)
+                estimator.origin = _origin(tensors, estimator)
+                return estimator.eval()
+            differing = sorted(k for k in expected.keys() | shapes.keys() if expected.get(k) != shapes.get(k))
+            if fewest is None or len(differing) < len(fewest):
+                nearest, fewest = _describe(candidate), differing
+    names = ", ".join(_both_names(fewest or [], tensors)[:6])
+    raise CheckpointError(
+        f"{source} fits no model that is known. The nearest is {nearest}, from which {len(fewest or [])} tensors "
+        f"differ in name or shape, among them {names}."
+    )
+
+
+def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename published tensors to ours and join the three gates of each recurrent unit.
+
+    Unknown names stay as they are, so that a strict comparison finds them.
+    """
+    tensors = _without_prefix(tensors)
+    ours: dict[str, Tensor] = {}
+    gates: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        gate = _GATE.fullmatch(name)
+        if gate:
+            gates.setdefault(_rename(name), {})[gate[1] or gate[4]] = tensor
+        elif not _unread(name, tensors):
+            ours[_rename(name)] = tensor
+    for target, parts in gates.items():
+        ours[target] = torch.cat([parts[g] for g in _GATES if g in parts])
+    return ours
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def _unread(name: str, tensors: dict[str, Tensor]) -> bool:
+    """What no model reads: tables of positions (attention is on content alone), and a module that is listed twice."""
+    if re.match(r"attn?\.pos_emb\.", name):
+        return True
+    norm = re.match(r"([fc]net\.layer\d\.\d\.)norm(\d)\.", name)
+    if not norm:
+        return False
+    # The normalisation after a block's last one is its shortcut's, under a second name.
+    last = "4" if f"{norm[1]}conv3.weight" in tensors else "3"
+    return norm[2] == last and name.replace(f".norm{last}.", ".downsample.1.") in tensors
+
+
+def _rename(name: str) -> str:
+    gate = _GATE.fullmatch(name)
+    if gate:
+        unit = int(gate[2] or gate[3] or 1) - 1
+        return _parameter(f"update.units.{unit}.gates.{gate[5]}")
+    for prefix, target, rules in (
+        ("fnet.", "feature_encoder.", _ENCODER),
+        ("cnet.", "context_encoder.", _ENCODER),
+        ("feature_encoder.", "feature_encoder.", _TORCHVISION_ENCODER),
+        ("context_encoder.", "context_encoder.", _TORCHVISION_ENCODER),
+    ):
+        if name.startswith(prefix):
+            rest = _apply(rules, name.removeprefix(prefix))
+            # Published stages count from 1, ours from 0.
+            return target + re.sub(r"^stages\.(\d)", lambda m: f"stages.{int(m[1]) - 1}", rest)
+    return _parameter(_apply(_TORCHVISION_UPDATE, _apply(_UPDATE, name)))
+
+
+def _apply(rules: Rules, name: str) -> str:
+    for pattern, replacement in rules:
+        renamed, count = re.subn(rf"\A{pattern}", replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def _parameter(name: str) -> str:
+    return re.sub(r"\.weight_v\Z", f".{_DIRECTION}", re.sub(r"\.weight_g\Z", f".{_LENGTH}", name))
+
+
+def _options(ours: dict[str, Tensor]) -> dict:
+    """What the tensors' names say about the architecture, as arguments of :func:`deqflow.build`."""
+    update: UpdateName | None = None
+    if "update.aggregation.gamma" in ours:
+        update = "gma"
+    elif any(name.startswith("update.units.1.") for name in ours):
+        update = "raft"
+    elif any(name.startswith("update.units.0.") for name in ours):
+        update = "raft-small"
+    head = next((ours[n] for n in ours if re.fullmatch(rf"update\.head\.conv1\.(weight|{_DIRECTION})", n)), None)
+    return {
+        "update": update,
+        "weight_norm": any(name.startswith("update.") and name.endswith(_LENGTH) for name in ours),
+        "flow_head": None if head is None or head.dim() == 0 or len(head) == 0 else len(head),
+    }
+
+
+def _reparametrise(ours: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """Give single convolutions the parametrisation that is expected of them: length and direction, or one weight."""
+    fitted = dict(ours)
+    for name in ours:
+        module, _, parameter = name.rpartition(".weight")
+        length, direction, plain = f"{module}.{_LENGTH}", f"{module}.{_DIRECTION}", f"{module}.weight"
+        if name == plain and parameter == "" and plain not in expected and direction in expected:
+            weight = fitted.pop(plain)
+            fitted[direction], fitted[length] = weight, _norm(weight)
+    for name in [n for n in ours if n.endswith(_DIRECTION)]:
+        module = name.removesuffix(f".{_DIRECTION}")
+        length, plain = f"{module}.{_LENGTH}", f"{module}.weight"
+        if name not in expected and plain in expected and length in fitted:
+            weight = fitted.pop(name)
+            fitted[plain] = weight * fitted.pop(length) / _norm(weight)
+    return fitted
+
+
+def _norm(weight: Tensor) -> Tensor:
+    """Length of each output channel's weights, (outputs, 1, 1, 1)."""
+    return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
+
+
+def _origin(tensors: dict[str, Tensor], estimator: FlowEstimator) -> str:
+    """Which program wrote these names."""
+    config = estimator.config
+    assert config is not None
+    gma = " + GMA" if config.update == "gma" else ""
+    if "feature_encoder.head.weight" not in tensors and "feature_encoder.conv.weight" in tensors:
+        return f"torchvision raft_{'small' if config.size == 'small' else 'large'}"
+    if config.recurrent and config.size in ("base", "small"):
+        return "GMA" if gma else {"base": "RAFT", "small": "RAFT-small"}[config.size]
+    if config.recurrent:
+        return f"RAFT {config.size}{gma}"
+    version = 2 if "mask.0.weight" in tensors else 1
+    return f"DEQ-Flow version {version}, {config.size}{gma}"
+
+
+def _describe(estimator: FlowEstimator) -> str:
+    return estimator.config.description if estimator.config else "a model of your own"
+
+
+def _both_names(differing: list[str], tensors: dict[str, Tensor]) -> list[str]:
+    """For each of our names the published one that leads to it, where there is one."""
+    published = {_rename(name): name for name in tensors}
+    return [published.get(name, f"{name} (missing, by deqflow's name)") for name in differing]

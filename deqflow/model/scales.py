@@ -1,0 +1,116 @@
+"""Fixed-point reuse from scale to scale: a solve on enlarged pictures starts from the end of one on smaller pictures.
+
+The state has an eighth of the pictures' size, which blurs motion at edges and small motion altogether. On pictures
+made twice as large it has a quarter. What is then too far to be found from zero flow, the coarser solve has found.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deqflow.model.estimator import (
+    SMALLEST_SIDE,
+    STRIDE,
+    FlowEstimator,
+    FlowOutput,
+    FlowState,
+    check_images,
+    flow_residual,
+)
+from deqflow.solvers import Rule, Stop, rms
+
+
+@dataclass(frozen=True)
+class ScaledOutput:
+    """The flow, and how it was found.
+
+    Attributes:
+        flow: (B, 2, H, W), of the pictures as they were given, in their pixels.
+        outputs: of the estimator at each scale, flow in pixels of the pictures at that scale; but the solver's
+            residuals are in pixels of those given.
+    """
+
+    flow: Tensor
+    outputs: tuple[FlowOutput, ...]
+
+
+def estimate_at_scales(
+    estimator: FlowEstimator,
+    image1: Tensor,
+    image2: Tensor,
+    scales: Sequence[float] = (1.0, 2.0),
+    *,
+    rule: Rule | None = None,
+    stop: Stop | None = None,
+) -> ScaledOutput:
+    """Estimate the flow of resized pictures, size after size, each solve started from the last one's state.
+
+    Args:
+        estimator: of the flow, in evaluation mode. Gradients reach the last solve alone.
+        image1, image2: as the estimator takes them.
+        scales: factors by which the pictures are resized, ascending. Time and memory grow with their squares.
+        rule: solver; the model's own if not given.
+        stop: budget and tolerance at each scale, a tolerance in pixels of the given pictures; the model's own if not
+            given.
+
+    Raises:
+        TypeError, ValueError: as the estimator has it, or ``scales`` are not ascending, or leave less than 16 px.
+    """
+    check_images(image1, image2)
+    height, width = image1.shape[-2:]
+    check_scales(scales, height, width)
+    outputs: list[FlowOutput] = []
+    for scale in scales:
+        first, second = resize_images(image1, scale), resize_images(image2, scale)
+        start = carry_to_scale(outputs[-1].state, first) if outputs else None
+        here = stop_at_scale(stop or estimator.equilibrium.eval_stop, scale)
+        outputs.append(estimator(first, second, start=start, rule=rule, stop=here))
+    return ScaledOutput(resize_flow(outputs[-1].flow, height, width), tuple(outputs))
+
+
+def check_scales(scales: Sequence[float], height: int | None = None, width: int | None = None) -> None:
+    """Raise unless scales ascend from above zero and leave pictures of this size, if given, large enough."""
+    if not scales or min(scales) <= 0 or list(scales) != sorted(set(scales)):
+        raise ValueError(f"scales expects one or more positive factors in ascending order, such as 1 2, got {scales}.")
+    if height and width and round(min(height, width) * scales[0]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"scales expects at least {SMALLEST_SIDE} px a side at each scale, got {scales[0]} times {width}x{height} "
+            "(width x height): begin with a larger one."
+        )
+
+
+def resize_images(images: Tensor, scale: float) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, round(scale H), round(scale W)), bilinear; single precision from half."""
+    if scale == 1:
+        return images
+    size = [round(scale * side) for side in images.shape[-2:]]
+    images = images if images.dtype == torch.float64 else images.float()
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
+
+
+def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
+    """(B, 2, h, w) -> (B, 2, height, width), vectors in pixels of the new size."""
+    if flow.shape[-2:] == (height, width):
+        return flow
+    factors = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]]).view(1, 2, 1, 1)
+    shrinks = height < flow.shape[-2]
+    return factors * F.interpolate(flow, size=[height, width], mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def carry_to_scale(state: FlowState, images: Tensor) -> FlowState:
+    """A state to start from for resized ``images`` (B, 3, H, W); zero where the old one is not finite."""
+    height, width = (-(-side // STRIDE) for side in images.shape[-2:])
+    hidden, flow = (values.detach().float().nan_to_num(0.0, 0.0, 0.0) for values in (state.hidden, state.flow))
+    hidden = F.interpolate(hidden, size=[height, width], mode="bilinear", align_corners=False)
+    return FlowState(hidden, resize_flow(flow, height, width))
+
+
+def stop_at_scale(stop: Stop, scale: float) -> Stop:
+    """The same stop for resized pictures: its residual, if that is the flow's, in pixels of the given ones."""
+    if scale == 1 or stop.norm not in (rms, flow_residual):
+        return stop
+    return dataclasses.replace(stop, norm=lambda difference: flow_residual(difference) / scale)

@@ -1,7 +1,0 @@
-"""Reports: notebooks run by papermill, exported as pages that need no network, with an index to start from."""
-
-from deqflow.reports.build import build_reports, find_notebooks, run_notebook
-from deqflow.reports.differences import Difference, differences, is_time
-from deqflow.reports.index import Report
-
-__all__ = ["Difference", "Report", "build_reports", "differences", "find_notebooks", "is_time", "run_notebook"]

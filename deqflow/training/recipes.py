@@ -1,0 +1,123 @@
+"""How the shipped models were trained, stage by stage, so that anyone can do it again."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from deqflow.data.synthetic import SceneConfig
+from deqflow.training import Progress, TrainConfig, Trainer
+
+# Some of everything, as in RICH_SCENES; half of the scenes move little, and a few not at all.
+_SCENES = SceneConfig(
+    objects=(3, 11),
+    camera=13.0,
+    motion=12.0,
+    motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0, 1.0, 1.6),
+    sideways=0.2,
+    texture_step=(0.45, 1.6),
+    noise=0.1,
+    similarity=0.2,
+    projective=0.25,
+    nonrigid=0.25,
+    tail=0.1,
+    stereo=0.15,
+    holes=0.1,
+    wires=0.12,
+    recolour=0.5,
+    motion_blur=0.15,
+    shading=0.2,
+    fog=0.08,
+    defocus=0.08,
+    packages=("scikit-image", "matplotlib"),
+)
+
+# Stage 1 learns to match with one-step gradients. Stage 2, on larger and clearer pictures, draws the number of
+# evaluations from a wide range and differentiates two steps, flow included, so that the solver settles instead of
+# counting steps. Stage 3, with frozen encoders, goes farther and differentiates eight steps: it is where the solver
+# ends that it trains, and of what is slow there two steps see next to nothing.
+_EQUILIBRIUM = (
+    TrainConfig(
+        steps=2000,
+        batch=48,
+        lr=1e-3,
+        evals=(6, 18),
+        seed=10,
+        workers=14,
+        validate_every=400,
+        validation_pairs=12,
+        scenes=_SCENES,
+    ),
+    TrainConfig(
+        steps=1800,
+        batch=40,
+        lr=6e-4,
+        evals=(8, 64),
+        evals_spread="log",
+        phantom_steps=2,
+        all_gradients=True,
+        seed=11,
+        workers=14,
+        validate_every=400,
+        validation_pairs=12,
+        scenes=replace(_SCENES, height=288, width=384, photometric=0.7),
+    ),
+    TrainConfig(
+        steps=480,
+        batch=6,
+        lr=2e-4,
+        evals=(24, 96),
+        evals_spread="log",
+        corrections=2,
+        phantom_steps=8,
+        all_gradients=True,
+        freeze_encoders=True,
+        seed=12,
+        workers=1,
+        validate_every=120,
+        validation_pairs=12,
+        scenes=replace(_SCENES, photometric=0.7),
+    ),
+)
+
+
+def _twin(stage: TrainConfig) -> TrainConfig:
+    """The same stage for the recurrent twin: 12 unrolled updates, all of them supervised."""
+    return replace(stage, recurrent=True, evals=(12, 12), evals_spread="uniform", phantom_steps=1, all_gradients=False)
+
+
+RECIPES: dict[str, tuple[TrainConfig, ...]] = {
+    "deqflow-small": _EQUILIBRIUM,
+    "raft-small-twin": tuple(_twin(stage) for stage in _EQUILIBRIUM),
+}
+
+
+def reproduce(
+    stages: Sequence[TrainConfig],
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Train stage after stage, each from the weights of the one before, and return the last one's checkpoint.
+
+    Args:
+        stages: in order; ``start_from`` is filled in.
+        folder: gets a folder for each stage. Finished stages are kept, an interrupted one goes on.
+        device: to train on; "auto" takes a GPU where there is one.
+        on_progress: sees each log entry.
+
+    Raises:
+        ValueError: there is no stage, or the folder holds a run of another configuration.
+    """
+    if not stages:
+        raise ValueError("reproduce expects at least one stage, got none.")
+    before = ""
+    for number, stage in enumerate(stages, 1):
+        place = Path(folder) / f"stage-{number}"
+        finished = place / "model.safetensors"
+        if not finished.exists():
+            workers = min(stage.workers, os.cpu_count() or 1)
+            Trainer(replace(stage, start_from=before, workers=workers), place, device=device).run(on_progress)
+        before = str(finished)
+    return Path(before)

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+import torch
+from bench import __main__ as bench
+from bench import memory
+from bench.evaluations import mean_of
+from bench.frames import STATM, frames
+from bench.inference import shares_of_the_peak
+from bench.memory import LEAN
+from bench.plain import PlainFlow
+from bench.setting import Row, photographs, reference_base
+from bench.speed import training_speed
+
+from deqflow import build
+from deqflow.data.datasets import motorcycle
+from deqflow.solvers import Stop
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_published_way_gives_the_same_flow(recurrent):
+    torch.manual_seed(0)
+    ours = build("base", recurrent=True).eval() if recurrent else reference_base()
+    images = photographs(128, 160)
+    with torch.no_grad():
+        flow = ours(*images, stop=Stop(max_evals=4, atol=0.0)).flow
+        torch.testing.assert_close(PlainFlow(ours)(*images, 4), flow, rtol=0, atol=1e-3)
+    assert flow.abs().max() > 1
+
+
+def test_rows_say_whether_their_target_was_met():
+    assert Row(quantity="a", value=2.0, at_least=1.5).met is True
+    assert Row(quantity="a", value=2.0, at_most=1.5).met is False
+    assert Row(quantity="a", value=2.0).met is None
+    line = bench.line(Row(quantity="a", value=2.0, unit="s", at_most=1.5))
+    assert line.split() == ["a", "2", "s", "at", "most", "1.5", "MISSED"]
+
+
+def test_parts_are_kept_when_others_are_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "PARTS", {"one": lambda: [Row(quantity="q", value=1.0)], "two": lambda: []})
+    for part in ("one", "two"):
+        monkeypatch.setattr("sys.argv", ["bench", part, "--threads", "1", "--out", str(tmp_path / "b.json")])
+        bench.main()
+    parts = json.loads((tmp_path / "b.json").read_text())["parts"]
+    assert list(parts) == ["one", "two"]
+    assert parts["one"]["rows"][0]["quantity"] == "q"
+    assert parts["one"]["provenance"]["versions"]["torch"]
+    monkeypatch.setattr("sys.argv", ["bench", "three"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "no part three: expected one, two" in capsys.readouterr().err
+
+
+def test_training_memory_and_speed_have_their_rows_at_a_small_size(monkeypatch):
+    monkeypatch.setattr(memory, "peak_of_a_process", lambda function, *arguments: (1, function(*arguments)))
+    rows = {row.quantity: row.value for row in memory.training_memory((64, 64))}
+    assert rows["one-step, lean: kept for backward"] < rows["one-step: kept for backward"]
+    assert rows["one-step: kept for backward"] < rows["recurrent, 12 updates: kept for backward"]
+    assert all(value > 0 for value in rows.values())
+    speeds = [row for row in training_speed(repeats=1, crop=(32, 32)) if row.unit == "pairs/s"]
+    assert len(speeds) == 4
+
+
+def test_shares_of_the_peak_are_shares():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        rows = shares_of_the_peak(build("tiny").eval(), photographs(64, 64), repeats=1)
+    shares = [row.value for row in rows if "share" in row.quantity]
+    assert len(shares) == 2
+    assert all(0 < share < 1 for share in shares)
+
+
+def test_means_over_pairs_stop_early():
+    pair = motorcycle()
+    small = type(pair)(*(tensor[..., 200:264, 300:364] for tensor in pair))
+    torch.manual_seed(0)
+    model = build("tiny").eval()
+    with torch.no_grad():
+        error, spent = mean_of(model, [small, small], Stop(max_evals=3, atol=1e9))
+    assert error > 0
+    assert spent == 1
+    assert set(LEAN) == {"correlation", "checkpoint_encoders"}
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="reads what Linux says of a process")
+def test_frames_in_a_loop_are_counted_and_the_process_weighed():
+    growth, rate = frames(12, 4)
+    assert growth.quantity.startswith("12 frames")
+    assert growth.met
+    assert rate.value > 0

@@ -1,0 +1,120 @@
+import dataclasses
+import threading
+
+import pytest
+import torch
+from training_runs import CONFIG
+
+from deqflow.data.datasets import FlowSample
+from deqflow.lab.widgets.training import TrainingPanel
+from deqflow.training import Trainer
+
+PLOTLY = "application/vnd.plotly.v1+json"
+RUN = dataclasses.replace(CONFIG, size="small", steps=4, batch=1, evals=(3, 3), validate_every=1)
+
+
+class Slow(Trainer):
+    """Waits before its third step until it is let go; says that it is there."""
+
+    def train_step(self, batch: FlowSample) -> float:
+        if self.step == 2:
+            self.there.set()
+            assert self.go.wait(60)
+        return super().train_step(batch)
+
+
+@pytest.fixture
+def slow(tmp_path) -> Slow:
+    trainer = Slow(RUN, tmp_path)
+    trainer.there, trainer.go = threading.Event(), threading.Event()
+    return trainer
+
+
+def test_headless_it_waits_and_stands_for_itself(tmp_path):
+    trainer = Trainer(RUN, tmp_path)
+    before = trainer.estimator.state_dict()["update.head.conv2.bias"].clone()
+    panel = TrainingPanel(trainer)
+    assert trainer.finished
+    assert panel.join() is trainer.estimator
+    assert not torch.equal(trainer.estimator.state_dict()["update.head.conv2.bias"], before)
+    assert [entry.step for entry in panel.entries] == [1, 2, 3, 4]
+    assert "Finished: 4 steps" in panel.message.value
+    assert (panel.stop_button.disabled, panel.go_on_button.disabled) == (True, True)
+    still = panel._repr_mimebundle_()[PLOTLY]
+    for number, values in (
+        (0, [entry.loss for entry in panel.entries]),
+        (2, [entry.errors[12] for entry in panel.entries]),
+        (5, [entry.residuals[6] for entry in panel.entries]),
+        (9, [entry.evaluations for entry in panel.entries]),
+    ):
+        assert list(still["data"][number]["y"]) == values
+        assert list(panel.curves.figure.data[number].y) == values
+    assert still["data"][2]["name"] == "12 evaluations"
+
+
+def test_the_preview_is_the_flow_of_the_model_as_it_is(tmp_path):
+    panel = TrainingPanel(Trainer(RUN, tmp_path))
+    with torch.no_grad():
+        flow = panel.trainer.estimator(panel.preview.image1[None], panel.preview.image2[None]).flow[0]
+    shown = [trace.source for trace in panel.curves.figure.data if trace.type == "image"]
+    assert shown == [panel._picture(panel.preview.flow), panel._picture(flow)]
+
+
+def test_a_run_is_stopped_and_goes_on(slow):
+    panel = TrainingPanel(slow, wait=False)
+    assert slow.there.wait(60)
+    assert (panel.stop_button.disabled, panel.go_on_button.disabled) == (False, True)
+    assert "step 2" in panel.message.value
+    panel.stop_button.click()
+    slow.go.set()
+    panel.join()
+    assert (slow.step, slow.finished) == (3, False)
+    assert "Stopped after 3 of 4 steps" in panel.message.value
+    assert (panel.stop_button.disabled, panel.go_on_button.disabled) == (True, False)
+    panel.go_on_button.click()
+    panel.join()
+    assert slow.finished
+    assert [entry.step for entry in panel.entries] == [1, 2, 3, 4]
+
+
+def test_a_second_start_changes_nothing_while_the_run_is_under_way(slow):
+    panel = TrainingPanel(slow, wait=False)
+    assert slow.there.wait(60)
+    panel.start()
+    slow.go.set()
+    panel.join()
+    assert [entry.step for entry in panel.entries] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_what_training_raises_is_shown_and_raised(tmp_path, wait):
+    class Spoilt(Trainer):
+        def train_step(self, batch: FlowSample) -> float:
+            return super().train_step(batch._replace(image1=batch.image1 * float("nan")))
+
+    trainer = Spoilt(RUN, tmp_path)
+    if wait:
+        with pytest.raises(FloatingPointError, match="loss of step 0"):
+            TrainingPanel(trainer)
+        return
+    panel = TrainingPanel(trainer, wait=False)
+    with pytest.raises(FloatingPointError, match="loss of step 0"):
+        panel.join()
+    assert "loss of step 0" in panel.message.value
+    assert panel.progress.bar_style == "danger"
+
+
+def test_a_redrawn_panel_shows_what_it_showed(tmp_path):
+    panel = TrainingPanel(Trainer(dataclasses.replace(RUN, steps=2), tmp_path))
+    before = panel.curves.figure
+    panel.redraw_button.click()
+    assert panel.curves.figure is not before
+    assert list(panel.curves.figure.data[0].y) == [entry.loss for entry in panel.entries]
+
+
+def test_a_preview_of_ones_own_needs_no_truth(tmp_path):
+    pair = FlowSample(
+        *(255 * torch.rand(3, 32, 40) for _ in range(2)), torch.zeros(2, 32, 40), *[torch.zeros(32, 40) > 0] * 2
+    )
+    panel = TrainingPanel(Trainer(dataclasses.replace(RUN, steps=1), tmp_path), preview=pair)
+    assert panel.trainer.finished

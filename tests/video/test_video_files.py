@@ -1,0 +1,371 @@
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import deqflow
+from deqflow.__main__ import main
+from deqflow.data.colors import flow_to_rgb
+from deqflow.evidence.results import load_results
+from deqflow.evidence.video_reuse import RUBBERWHALE, SINTEL, procedural_clips, real_clips, run_benchmark
+from deqflow.solvers import Stop
+from deqflow.video import (
+    FlowFolder,
+    Movie,
+    Statistics,
+    VideoFlow,
+    ahead,
+    draw_flow,
+    film_flow,
+    filming,
+    read_frames,
+)
+from deqflow.video.containers import is_whole
+
+
+def pictures(count: int, height: int = 32, width: int = 48) -> list[np.ndarray]:
+    """Smooth pictures that differ, (H, W, 3) uint8."""
+    y, x = np.mgrid[:height, :width]
+    return [np.stack([5 * x + 3 * i, 6 * y, 255 - 4 * x], -1).clip(0, 255).astype(np.uint8) for i in range(count)]
+
+
+@pytest.fixture
+def clip(tmp_path) -> str:
+    path = tmp_path / "ein Film ä" / "clip.avi"
+    with Movie(path, rate=12.0) as movie:
+        for picture in pictures(6):
+            movie.add(picture)
+    return str(path)
+
+
+@pytest.fixture
+def video() -> VideoFlow:
+    return VideoFlow(deqflow.load("deqflow-small"), stop=Stop(max_evals=2, atol=0.0))
+
+
+def count_of(path) -> int:
+    return sum(1 for _ in read_frames(path))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm", ".mkv", ".mov"])
+def test_a_film_comes_back(tmp_path, suffix):
+    path = tmp_path / f"film{suffix}"
+    with Movie(path, rate=12.0) as movie:
+        for picture in pictures(5, 31, 47):
+            movie.add(picture)
+        assert not path.exists()
+    frames = read_frames(path)
+    assert frames.rate == pytest.approx(12)
+    images = list(frames)
+    assert len(images) == 5
+    assert images[0].shape == (1, 3, 32, 48)  # even sides
+    expected = torch.from_numpy(pictures(5, 31, 47)[2]).permute(2, 0, 1).float()
+    assert (images[2][0, :, :31, :47] - expected).abs().mean() < 12
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert len(list(frames)) == 5  # once more
+
+
+def test_a_film_that_an_error_ends_is_whole(tmp_path):
+    def write():
+        with Movie(tmp_path / "film.mp4") as movie:
+            for picture in pictures(3):
+                movie.add(picture)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert count_of(tmp_path / "film.mp4") == 3
+
+
+def test_ctrl_c_while_a_film_is_finished_leaves_it_whole(tmp_path, monkeypatch):
+    release = cv2.VideoWriter.release
+
+    def interrupted(self: cv2.VideoWriter) -> None:
+        release(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cv2.VideoWriter, "release", interrupted)
+    movie = Movie(tmp_path / "film.mp4")
+    movie.add(pictures(1)[0])
+    with pytest.raises(KeyboardInterrupt):
+        movie.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+    assert count_of(tmp_path / "film.mp4") == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm", ".mkv", ".mov"])
+def test_a_film_is_whole_with_its_last_byte_and_not_before(tmp_path, suffix):
+    path = tmp_path / f"film{suffix}"
+    with Movie(path) as movie:
+        for picture in pictures(2):
+            movie.add(picture)
+    content = path.read_bytes()
+    assert is_whole(path)
+    for size in range(len(content) - 1, -1, -1):
+        with path.open("r+b") as file:
+            file.truncate(size)
+        assert not is_whole(path), f"{size} of {len(content)} bytes"
+    path.write_bytes(content + b"\0")
+    assert not is_whole(path)
+
+
+@pytest.mark.parametrize(("end", "whole"), [(5_000_000_000, True), (4_999_999_999, False)])
+def test_films_past_four_gigabytes_have_longer_sizes(tmp_path, end, whole):
+    path = tmp_path / "film.mp4"
+    with path.open("wb") as file:  # takes no room: what is not written does not, on most systems
+        file.write(b"\0\0\0\1mdat" + (5_000_000_000 - 16).to_bytes(8, "big"))
+        file.seek(end - 16)
+        file.write(b"\0\0\0\x10moov12345678")
+    assert is_whole(path) == whole
+
+
+def test_a_film_without_pictures_is_none(tmp_path):
+    with Movie(tmp_path / "film.mp4"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_says_what_it_takes(tmp_path):
+    with pytest.raises(ValueError, match=r"a film expects a suffix of .mp4"):
+        Movie(tmp_path / "film.gif")
+    with pytest.raises(ValueError, match="positive number of frames a second"):
+        Movie(tmp_path / "film.mp4", rate=0)
+    with Movie(tmp_path / "film.mp4") as movie:
+        with pytest.raises(ValueError, match=r"pictures \(H, W, 3\) uint8, got float64"):
+            movie.add(np.zeros((4, 4, 3)))
+        movie.add(pictures(1)[0])
+        with pytest.raises(ValueError, match="one size"):
+            movie.add(pictures(1, 16, 16)[0])
+
+
+def test_a_film_that_cant_be_written_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False)
+    with pytest.raises(OSError, match=r"check that its folder can be written to .*\(OpenCV can't begin it; try .avi\)"):
+        Movie(tmp_path / "film.mp4").add(pictures(1)[0])
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match=r"check that its folder can be written to .*(exists|directory)"):
+        Movie(tmp_path / "file" / "film.mp4").add(pictures(1)[0])
+
+
+def test_pictures_come_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 9, 100):
+        picture = np.full((20, 24, 3), number, np.uint8)
+        deqflow.write_image(tmp_path / f"frame{number}.png", picture)
+    (tmp_path / "notes.txt").write_text("no picture")
+    frames = read_frames(tmp_path)
+    assert frames.count == 3
+    assert [int(image[0, 0, 0, 0]) for image in frames] == [9, 10, 100]
+    listed = read_frames([tmp_path / "frame100.png", tmp_path / "frame9.png"])
+    assert [int(image[0, 0, 0, 0]) for image in listed] == [100, 9]
+
+
+def test_what_is_no_video_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No video and no folder at"):
+        read_frames(tmp_path / "missing.mp4")
+    (tmp_path / "a.mp4").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="can't be read as a video"):
+        read_frames(tmp_path / "a.mp4")
+    picture = deqflow.write_image(tmp_path / "a.png", pictures(1)[0])
+    with pytest.raises(ValueError, match="can't be read as a video"):
+        read_frames(picture)
+    with pytest.raises(ValueError, match=r"at least two pictures in .*, got 1"):
+        read_frames(tmp_path)
+    deqflow.write_image(tmp_path / "b.png", pictures(1, 16, 16)[0])
+    with pytest.raises(ValueError, match=r"b\.png has 16x16 px, the frames before it 48x32"):
+        list(read_frames(tmp_path))
+
+
+def test_frames_are_read_ahead_on_a_thread():
+    made, threads = [], set()
+
+    def items():
+        for i in range(10):
+            made.append(i)
+            threads.add(threading.current_thread().name)
+            yield i
+
+    got = ahead(items(), buffer=2)
+    assert next(got) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(made) == 4  # one taken, two in the buffer, one in hand
+    assert list(got) == list(range(1, 10))
+    assert threads == {"frames ahead"}
+
+
+def test_the_thread_ends_with_who_asked_and_errors_come_through():
+    def items():
+        yield 1
+        raise ValueError("damaged")
+
+    got = ahead(items())
+    assert next(got) == 1
+    with pytest.raises(ValueError, match="damaged"):
+        next(got)
+    endless = ahead(iter(int, 1))
+    next(endless)
+    endless.close()
+    assert all(thread.name != "frames ahead" for thread in threading.enumerate())
+
+
+def test_drawings(generator):
+    image = 255 * torch.rand(3, 40, 60, generator=generator)
+    flow = torch.zeros(2, 40, 60)
+    flow[0, :, 30:] = 6.0
+    colors = draw_flow(image, flow, largest=6.0)
+    assert np.array_equal(colors, flow_to_rgb(flow, largest=6.0))
+    side = draw_flow(image, flow, "side", largest=6.0)
+    assert side.shape == (40, 120, 3)
+    assert np.array_equal(side[:, 60:], colors)
+    assert np.abs(side[:, :60].astype(float) - image.permute(1, 2, 0).numpy()).max() <= 1
+    arrows = draw_flow(image, flow, "arrows", largest=6.0)
+    assert arrows.shape == (40, 60, 3)
+    changed = np.abs(arrows.astype(int) - side[:, :60] // 2).sum(2) > 30
+    assert changed[:, 30:].sum() > 100
+    assert not changed[:, :28].any()  # nothing moves there
+    flow[:, 4, 4] = torch.nan
+    draw_flow(image, flow, "arrows")
+
+
+@pytest.mark.parametrize("drawing", ["colors", "arrows", "side"])
+def test_a_video_becomes_a_film(clip, tmp_path, video, drawing):
+    numbers, interrupted = film_flow(clip, tmp_path / "flow.mp4", video, drawing=drawing, progress=False)
+    assert not interrupted
+    frames = list(read_frames(tmp_path / "flow.mp4"))
+    assert len(frames) == len(numbers.rows) == 5
+    assert frames[0].shape == (1, 3, 32, 96 if drawing == "side" else 48)
+    assert read_frames(tmp_path / "flow.mp4").rate == pytest.approx(12)
+
+
+@pytest.mark.parametrize(("files", "suffix", "within"), [("flo", ".flo", 0.0), ("kitti", ".png", 1 / 128)])
+def test_a_video_becomes_a_file_a_frame(clip, tmp_path, video, files, suffix, within):
+    film_flow(clip, tmp_path / "out", video, files=files, progress=False)
+    paths = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in paths] == [f"frame_{i:06d}{suffix}" for i in range(1, 6)]
+    video.reset()
+    for path, (_, step) in zip(paths, video.run(read_frames(clip)), strict=True):
+        flow, valid = deqflow.read_flow(path)
+        assert valid.all()
+        assert (flow - step.flow[0]).abs().max() <= within
+
+
+def test_statistics_are_those_of_the_steps(clip, tmp_path, video):
+    numbers, _ = film_flow(clip, tmp_path / "flow.avi", video, statistics=tmp_path / "s.npz", progress=False)
+    with np.load(tmp_path / "s.npz") as saved:
+        assert set(saved) == set(Statistics.QUANTITIES)
+        for name in saved:
+            assert np.array_equal(saved[name], numbers[name])
+    assert numbers["evaluations"].tolist() == [2] * 5
+    assert numbers["reset"].tolist() == [True, False, False, False, False]
+    with pytest.raises(ValueError, match=r"written as .npz"):
+        numbers.save(tmp_path / "s.csv")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match="check that its folder can be written to"):
+        numbers.save(tmp_path / "file" / "s.npz")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_ctrl_c_leaves_a_film_and_statistics(clip, tmp_path, video, monkeypatch, capsys):
+    step, calls = VideoFlow.step, []
+
+    def interrupted(self: VideoFlow, image1: Tensor, image2: Tensor):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(self, image1, image2)
+
+    monkeypatch.setattr(VideoFlow, "step", interrupted)
+    out, statistics = tmp_path / "flow.mp4", tmp_path / "s.npz"
+    code = main(["flow", clip, "--out", str(out), "--statistics", str(statistics), "--max-evals", "1"])
+    assert code == 130
+    assert count_of(out) == 3
+    assert len(np.load(statistics)["evaluations"]) == 3
+    assert f"Interrupted; what is done is in {out}." in capsys.readouterr().out
+    assert all(thread.name != "frames ahead" for thread in threading.enumerate())
+
+
+def test_the_bar_tells_evaluations_a_frame(clip, tmp_path, video, capsys):
+    film_flow(clip, tmp_path / "flow.avi", video)
+    said = capsys.readouterr().err
+    assert "5/5" in said
+    assert "frames/s" in said
+    assert "2.0 evaluations a frame" in said
+
+
+def test_colours_keep_one_scale_through_the_film(clip, tmp_path, video, monkeypatch):
+    seen = []
+    draw = draw_flow
+    monkeypatch.setattr(filming, "draw_flow", lambda *a, largest: seen.append(largest) or draw(*a, largest=largest))
+    film_flow(clip, tmp_path / "flow.avi", video, progress=False)
+    assert len(seen) == 5
+    assert len(set(seen)) == 1
+    film_flow(clip, tmp_path / "flow.avi", video, progress=False, largest=7.0)
+    assert seen[5:] == [7.0] * 5
+
+
+def test_what_cant_be_filmed_says_so(clip, tmp_path, video):
+    with pytest.raises(ValueError, match="expected a film"):
+        film_flow(clip, tmp_path / "flow.xyz", video)
+    with pytest.raises(ValueError, match="would take its place"):
+        film_flow(clip, clip, video)
+    with pytest.raises(ValueError, match=r"written as .npz"):
+        film_flow(clip, tmp_path / "flow.avi", video, statistics="s.csv")
+    with Movie(tmp_path / "one.avi") as movie:
+        movie.add(pictures(1)[0])
+    with pytest.raises(ValueError, match="fewer than two frames"):
+        film_flow(tmp_path / "one.avi", tmp_path / "flow.avi", video, progress=False)
+
+
+def test_a_folder_of_flow_counts(tmp_path):
+    folder = FlowFolder(tmp_path / "new", ".pfm")
+    flow = torch.ones(2, 16, 16)
+    assert folder.add(flow).name == "frame_000001.pfm"
+    assert folder.add(flow).name == "frame_000002.pfm"
+    assert folder.count == 2
+
+
+def test_the_command_line_makes_a_clip_and_its_flow(tmp_path, capsys):
+    clip, out = tmp_path / "clip.mp4", tmp_path / "flow.mp4"
+    size = ["--height", "32", "--width", "48"]
+    assert main(["clip", "--out", str(clip), "--frames", "4", "--cuts", "2", *size]) == 0
+    assert count_of(clip) == 4
+    options = ["--policy", "reuse", "--scales", "1", "1.5", "--atol", "0.5", "--max-evals", "3", "--drawing", "side"]
+    assert main(["flow", str(clip), "--out", str(out), *options]) == 0
+    assert count_of(out) == 3
+    said = capsys.readouterr().out
+    assert "3 flow fields" in said
+    assert f"Wrote {out}." in said
+    assert main(["flow", str(tmp_path / "missing.mp4")]) == 1
+
+
+def test_the_benchmark_writes_a_row_for_each_clip_tolerance_and_policy(tmp_path):
+    clips = procedural_clips(length=6, seeds=(7,), height=32, width=48)
+    assert list(clips) == ["slow", "ordinary", "fast", "with cuts"]
+    assert clips["with cuts"][0].cuts == (3,)
+    assert procedural_clips(length=9, seeds=(7,), height=32, width=48)["with cuts"][0].cuts == (4, 7)
+    chosen = {name: clips[name] for name in ("slow", "with cuts")}
+    seen = []
+    out = tmp_path / "video.json"
+    results = run_benchmark(out, clips=chosen, tolerances=(1.0, 0.5), on_row=seen.append)
+    assert load_results(out) == results
+    assert results["rows"] == seen
+    keys = [(row["clip"], row["atol_px"], row["policy"]) for row in seen]
+    assert keys == [(c, a, p) for c in chosen for a in (1.0, 0.5) for p in ("reset", "reuse", "warp")]
+    assert all(row["residual_px"] <= row["atol_px"] for row in seen)
+    assert "commit" in results["provenance"]
+
+
+def test_real_clips_join_where_they_are(tmp_path, shared_data):
+    assert real_clips(tmp_path) == {}
+    found = real_clips(shared_data)
+    assert len(found["Sintel alley_1"][0].images) == len(list((shared_data / SINTEL).glob("frame_00[12]?.png")))
+    assert len(found["RubberWhale"][0].images) == len(list((shared_data / RUBBERWHALE).glob("*.png")))
+    flows = found["RubberWhale"][0].flows
+    assert [i for i, flow in enumerate(flows) if flow is not None] == [3]  # of frame 10, the fourth
+    assert 0.5 < torch.nanmean(flows[3].norm(dim=0)) < 3
