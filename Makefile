@@ -5,7 +5,7 @@ ENV := .venv/bin/python
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONWARNINGS ?= ignore::DeprecationWarning:zmq
 
-.PHONY: reports test bench lab clean
+.PHONY: reports test bench tables lab clean
 
 # All notebooks in minutes; PROFILE=full makes the figures to quote, in hours; NB=05 runs that one alone.
 reports: .venv/installed
@@ -22,6 +22,10 @@ test: .venv/installed
 # Time and memory against the published way, on a quiet machine: some ten minutes.
 bench: .venv/installed
 	PYTHONPATH=tests $(ENV) -m bench
+
+# The tables of README.md and docs/measured.md, from the results files in reports/published.
+tables: .venv/installed
+	$(ENV) reports/fill_tables.py
 
 lab: .venv/installed
 	$(ENV) -m jupyterlab notebooks

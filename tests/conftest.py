@@ -1,10 +1,12 @@
 """What all tests share: one CPU thread where bits matter, and the data that is not part of the project."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.append(str(Path(__file__).parents[1] / "reports"))  # the scripts that fill in tables and claims
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

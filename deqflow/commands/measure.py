@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from deqflow import tables
 from deqflow.commands.shared import load_model, print_line
 from deqflow.evidence.confidence import SHIPPED_CONFIDENCE, FitConfig, run_confidence
 from deqflow.evidence.evaluation import EvaluationConfig, evaluate, evaluation_sets, report_lines
@@ -77,7 +76,6 @@ class Confidence:
         found, results = run_confidence(load_model(self.model), self.model, self.data_root, config, print_line)
         found.model.save(fitted)
         save_results(results, self.out)
-        print(tables.confidence(results))
         print(f"Wrote {fitted} and {self.out}.")
         return 0
 

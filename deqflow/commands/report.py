@@ -1,4 +1,4 @@
-"""Commands that show results: pages of the notebooks, tables of a text."""
+"""The command that makes pages of the notebooks."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import tyro
 
-from deqflow import tables
 from deqflow.commands.shared import print_line
 
 
@@ -48,23 +47,6 @@ class Report:
         built = reports.build_reports(notebooks, self.out, values, print_line, **options)
         print(f"Open {self.out / 'index.html'}.")
         return int(any(report.error for report in built))
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Fill in the tables of markdown files from the committed results files.
-
-    Attributes:
-        files: with marks such as <!-- table: estimators --> and <!-- end -->.
-    """
-
-    files: tyro.conf.Positional[tuple[Path, ...]] = tuple(Path(page) for page in tables.PAGES)
-
-    def __call__(self) -> int:
-        """Run the command."""
-        for file in self.files:
-            print(f"{file}: {'changed' if tables.update(file) else 'as it was'}.")
-        return 0
 
 
 def _literal(text: str) -> object:

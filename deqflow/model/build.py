@@ -56,7 +56,7 @@ def build(
         max_evals: budget in evaluation; 40, or 12 if recurrent, if not given.
         atol: tolerance in evaluation, RMS change of the flow in full-size pixels; 0.02, or 0 (no early stop)
             if recurrent, if not given.
-        correlation: "volume", "sampled", or "auto" (:func:`deqflow.model.correlation.correlate`); not stored in checkpoints.
+        correlation: "volume", "sampled", or "auto" (:func:`deqflow.model.correlation.correlate`); not stored.
         checkpoint_encoders: trade time for memory in training (:class:`FlowEstimator`); not stored in checkpoints.
 
     Raises:

@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
-from deqflow.data.writing import not_written, whole
 from deqflow.model.build import build
 from deqflow.model.estimator import FlowEstimator
 from deqflow.model.sizes import SIZES, EstimatorConfig
@@ -43,11 +44,24 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
         "recipe": json.dumps(recipe or {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in estimator.state_dict().items()}
+    return replace_file(path, to_bytes(tensors, metadata=metadata))
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Write a model's file under a temporary name and rename it, so that the old file stays until the new is whole.
+
+    Raises:
+        OSError: the folder can't be written to, or the disk is full.
+    """
+    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        with whole(path) as unfinished:
-            save_file(tensors, unfinished, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise not_written(path, error) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        advice = "check that its folder can be written to and the disk is not full"
+        raise OSError(error.errno, f"Writing {path} failed: {advice} ({error.strerror}).") from error
     return path
 
 

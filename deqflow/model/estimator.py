@@ -112,7 +112,7 @@ class FlowEstimator(nn.Module):
         context_channels: how many channels of the encoder's output are context.
         levels, radius: of the correlation lookup.
         recurrent, all_gradients, dropout: as in :class:`deqflow.model.sizes.EstimatorConfig`.
-        correlation: how lookups are computed, see :func:`deqflow.model.correlation.correlate`; may be changed at any time.
+        correlation: how lookups are computed, see :func:`deqflow.model.correlation.correlate`; may be changed.
         checkpoint_encoders: keep the encoders' inputs for backward instead of their activations, which are computed
             again, an image at a time: less memory, more time. May be changed at any time.
         checkpoint_updates: the same for each evaluation that a graph is recorded of, and for each upsampling: their

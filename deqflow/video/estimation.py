@@ -70,8 +70,8 @@ class VideoFlow:
         stop: budget and tolerance of each solve, the latter in full-size pixels; the model's own if not given.
         rule: solver; the model's own if not given.
         cut: when a jump is taken for a cut, after which nothing is carried over; None never does.
-        scales: factors by which the frames are resized, see :func:`deqflow.model.scales.estimate_at_scales`. A solve that
-            starts from the last state is at the last of them alone.
+        scales: factors by which the frames are resized, see :func:`deqflow.model.scales.estimate_at_scales`. A solve
+            that starts from the last state is at the last of them alone.
 
     Raises:
         ValueError: there is no such policy, or the scales do not ascend.

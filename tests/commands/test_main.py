@@ -10,7 +10,7 @@ import deqflow
 from deqflow.__main__ import main
 from deqflow.model.checkpoints import read_metadata
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 @pytest.fixture

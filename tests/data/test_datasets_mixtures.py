@@ -203,7 +203,7 @@ def test_real_pairs_come_through_with_their_flow_true(shared_data, name, crop):
 
 
 def test_the_page_of_the_data_folder_shows_every_layout(everything):
-    page = (Path(__file__).parents[1] / "data" / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "data" / "README.md").read_text()
     assert all(f"`{name}`" in page for name in available_benchmarks(everything))
     folders = {
         part for path in everything.rglob("*") for part in path.relative_to(everything).parts[:3] if path.is_dir()

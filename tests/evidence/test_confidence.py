@@ -239,7 +239,7 @@ def test_the_shipped_confidence_belongs_to_the_shipped_weights(estimator):
     shipped = load_confidence()
     assert shipped.recipe["weights_sha256"] == digest(estimator), "run: python -m deqflow confidence"
     assert tuple(shipped.weights) == FEATURES
-    published = load_results(Path(__file__).parents[1] / "reports" / "published" / "confidence.json")
+    published = load_results(Path(__file__).parents[2] / "reports" / "published" / "confidence.json")
     assert published["model"]["weights"] == shipped.weights
 
 

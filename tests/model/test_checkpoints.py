@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import errno
 import json
 import struct
 from importlib import resources
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import deqflow
-from deqflow.model import checkpoints
 from deqflow.model.build import build
 from deqflow.model.checkpoints import FORMAT, SHIPPED, CheckpointError, load, read_metadata, save
 from deqflow.model.estimator import FlowEstimator
@@ -333,12 +333,13 @@ def test_a_failed_save_leaves_the_old_file_whole(saved, tmp_path, monkeypatch, t
         save(load(saved), path)
         before = {path: path.read_bytes()}
 
-    def full_disk(tensors: dict, filename: Path, metadata: dict) -> None:
-        assert Path(filename) != path
-        Path(filename).write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full_disk(unfinished: Path, content: bytes) -> None:
+        assert unfinished != path
+        with open(unfinished, "wb") as file:
+            file.write(content[:4])
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(build("small"), path)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -8,6 +8,7 @@ import torch
 
 import deqflow
 from deqflow.__main__ import main
+from deqflow.commands.convert import PARITY_SIZES, parity_pair
 from deqflow.model.export import ExportedEstimator, FixedEvaluations, cropped_index, export, padded_index, parity, trace
 from deqflow.model.geometry import Padding
 from deqflow.model.sizes import SIZES
@@ -37,7 +38,7 @@ def onnx_file(speck, tmp_path_factory):
 
 
 def test_an_onnx_graph_gives_the_models_flow_at_any_size(speck, onnx_file):
-    differences = parity(speck, onnx_file, evals=1)
+    differences = parity(speck, onnx_file, evals=1, pairs=[parity_pair(*size) for size in PARITY_SIZES])
     assert len(differences) == 2  # one divides by 8 and the other by nothing
     assert max(differences.values()) < 1e-3
 
@@ -60,7 +61,7 @@ def test_a_torch_program_of_one_size_gives_the_models_flow(tmp_path, capsys, est
     assert main(["export", "--evals", "2", "--size", "50", "67", "--out", str(out)]) == 0
     assert "67 x 50: at most" in capsys.readouterr().out
     assert list(out.parent.iterdir()) == [out]
-    assert max(parity(estimator, out, evals=2, sizes=[(50, 67)]).values()) < 1e-3
+    assert max(parity(estimator, out, evals=2, pairs=[parity_pair(50, 67)]).values()) < 1e-3
     with zipfile.ZipFile(io.BytesIO(out.read_bytes())) as file:
         name = next(name for name in file.namelist() if name.endswith("deqflow.json"))
         assert json.loads(file.read(name))["evals"] == "2"

@@ -18,7 +18,7 @@ from deqflow.data.metrics import mean_endpoint_error
 from deqflow.model.published import from_published, read_tensors, translate
 from deqflow.solvers import Picard, Stop
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 PROGRAMS = {"raft_basic": ("base", True), "raft_small": ("small", True), "deqflow2_base": ("base", False)}
 PREFIXES = pytest.mark.parametrize("prefix", ["module.", ""])
 

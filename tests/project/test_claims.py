@@ -1,8 +1,8 @@
 """The table of claims says what the numbers say, whichever way they fall."""
 
 import pytest
+from claims import CLAIMS, claim_rows
 
-from deqflow.claims import CLAIMS, claim_rows
 from deqflow.evidence.results import load_results, published
 
 SOLVERS = {

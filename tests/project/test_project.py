@@ -1,6 +1,7 @@
 """What holds for the project as a whole: where imports may go, and that lists said twice agree."""
 
 import ast
+import graphlib
 import itertools
 import json
 import re
@@ -10,59 +11,64 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "deqflow"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-# The order of the package: a module imports only from modules in lines above its own.
-LAYERS = [
-    {"writing"},
-    {"solvers", "geometry", "metrics", "losses", "colors", "provenance", "results", "baselines", "notebook", "sizes"},
-    {"equilibrium", "correlation", "encoders", "updates", "flow_files"},
-    {"flow_map"},
-    {"estimator", "datasets", "diagnostics"},
-    {"models", "scales", "submissions", "synthetic", "measure"},
-    {"checkpoints"},
-    {"claims", "confidence", "export", "published", "training", "video"},
-    {"recipes", "experiments", "evaluation", "tables", "plots", "reports"},
-    {"widgets", "commands"},
-    {"__init__", "__main__"},
-]
-NOBODYS = {"plots", "reports", "widgets", "notebook", "commands", "__main__"}  # for notebooks, and each other, alone
+# What the files of each room may import of the others (docs of the package: deqflow/__init__.py).
+ROOMS = {
+    "solvers": set(),
+    "equilibrium": {"solvers"},
+    "model": {"solvers", "equilibrium"},
+    "data": set(),
+    "training": {"solvers", "equilibrium", "model", "data"},
+    "video": {"solvers", "equilibrium", "model", "data"},
+    "evidence": {"solvers", "equilibrium", "model", "data", "training", "video"},
+    "lab": {"solvers", "equilibrium", "model", "data", "training", "video", "evidence"},
+    "commands": {"solvers", "equilibrium", "model", "data", "training", "video", "evidence", "lab"},
+}
+DOORS = {"__init__", "__main__"}
 
 
-def modules() -> dict[str, set[str]]:
-    """For each module, or folder of modules, of the package: what it imports of the others."""
-    imports: dict[str, set[str]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        for node in ast.walk(ast.parse(path.read_text())):
-            targets = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                targets = [f"{node.module}.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.Import):
-                targets = [alias.name for alias in node.names]
-            ours = {target.split(".")[1] for target in targets if target.startswith("deqflow.")}
-            imports.setdefault(name, set()).update(ours - {name})
-    return imports
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names under deqflow that a file imports anywhere, functions included."""
+    targets: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where they go"
+            targets |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+    return {target.removeprefix("deqflow.") for target in targets if target.startswith("deqflow.")}
 
 
-def test_every_module_has_its_place_in_the_order():
-    assert set(modules()) == set().union(*LAYERS)
+def test_the_package_shows_its_rooms_and_nothing_else():
+    shown = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
+    assert shown == {"__init__.py", "__main__.py", "equilibrium.py", "weights"} | (set(ROOMS) - {"equilibrium"})
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_go_one_way(name):
-    level = next(i for i, layer in enumerate(LAYERS) if name in layer)
-    below = set().union(*LAYERS[:level])
-    known = set(modules())
-    assert {target for target in modules()[name] if target in known} <= below
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_imports_go_one_way(room):
+    files = [PACKAGE / f"{room}.py"] if room == "equilibrium" else sorted((PACKAGE / room).rglob("*.py"))
+    assert files
+    for path in files:
+        others = {name.split(".")[0] for name in imported_modules(path)} & (set(ROOMS) | DOORS)
+        assert others - {room} <= ROOMS[room], f"{path.relative_to(ROOT)} imports {others - {room} - ROOMS[room]}"
 
 
-def test_only_notebooks_and_each_other_use_what_is_made_for_notebooks():
-    for name, imported in modules().items():
-        if name not in NOBODYS:
-            assert not imported & NOBODYS, f"{name} imports {imported & NOBODYS}"
+def test_no_import_runs_in_a_circle():
+    modules = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): imported_modules(path)
+        for path in PACKAGE.rglob("*.py")
+    }
+
+    def module_of(name: str) -> str:
+        return name if name in modules else name.rpartition(".")[0]
+
+    graph = {name: {module_of(target) for target in targets} - {name, ""} for name, targets in modules.items()}
+    for name in graph:  # graphlib raises CycleError where a circle is
+        graph[name] &= set(modules)
+    list(graphlib.TopologicalSorter(graph).static_order())
 
 
 def test_environment_yml_and_pyproject_list_the_same():

@@ -12,7 +12,7 @@ import deqflow
 from deqflow.data.datasets import motorcycle
 from deqflow.solvers import SolverError, Status, Stop
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "trust.md"
 
 

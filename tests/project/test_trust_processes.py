@@ -13,7 +13,7 @@ import deqflow
 from deqflow.data.synthetic import SceneConfig, SyntheticPairs
 from deqflow.solvers import Stop
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ALONE = """
 import sys
 

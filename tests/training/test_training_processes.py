@@ -50,7 +50,7 @@ except ValueError as error:
 
 
 def test_two_processes_follow_the_gradient_of_one_with_twice_their_batch(tmp_path):
-    paths = [str(Path(__file__).parent), *sys.path]
+    paths = [str(Path(__file__).parents[1]), *sys.path]
     environment = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "OMP_NUM_THREADS": "1"}
     # accelerate launch is this for GPUs; for processors it wants MPI.
     launch = "-m torch.distributed.run --standalone --nproc_per_node 2"

@@ -45,7 +45,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path):
-    paths = [str(Path(__file__).parent), *sys.path]
+    paths = [str(Path(__file__).parents[1]), *sys.path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     child = subprocess.run(
         [sys.executable, "-c", KILLED_IN_STEP_5, str(tmp_path / "killed")],

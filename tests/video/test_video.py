@@ -12,7 +12,7 @@ import deqflow
 from deqflow import build
 from deqflow.evidence.video_reuse import Clip, at_cuts, flicker, run_clip, summarise
 from deqflow.model.estimator import FlowState
-from deqflow.model.geometry import pixel_grid
+from deqflow.model.geometry import pixel_grid, sample_bilinear
 from deqflow.model.scales import resize_flow, resize_images, stop_at_scale
 from deqflow.solvers import Stop
 from deqflow.video import CutDetector, CutRule, VideoFlow, carry, photometric_error
@@ -27,9 +27,7 @@ def sequence(generator: torch.Generator, length: int, shift: float, height: int 
     texture = 255 * torch.nn.functional.interpolate(noise, (height, wide), mode="bicubic").clamp(0, 1)
     grid = pixel_grid(height, width)
     return [
-        deqflow.model.geometry.sample_bilinear(
-            texture, grid + torch.tensor([shift * (length - i), 0.0]).view(1, 2, 1, 1)
-        )
+        sample_bilinear(texture, grid + torch.tensor([shift * (length - i), 0.0]).view(1, 2, 1, 1))
         for i in range(length)
     ]
 

@@ -15,8 +15,8 @@ class EvaluationConfig:
 
     Attributes:
         evals: numbers of evaluations to measure the error at, without early stop.
-        scales: factors by which the pictures are resized, see :func:`deqflow.model.scales.estimate_at_scales`. ``evals`` are
-            those at the last one; solves at the others are stopped by the model's own tolerance.
+        scales: factors by which the pictures are resized, see :func:`deqflow.model.scales.estimate_at_scales`.
+            ``evals`` are those at the last one; solves at the others are stopped by the model's own tolerance.
         precision: of the encoders and the update; bfloat16 is by autocast.
         device: to run models on; "auto" takes a GPU where there is one.
         procedural: how many pairs in each procedural set.

@@ -117,8 +117,8 @@ class WindowGrid:
     def __call__(self, flow: Tensor) -> tuple[Tensor, Tensor]:
         """Flow (B, 2, h, w) in pixels -> normalised places (L, B, h w, S, S, 2), and centres (L, B, h w, 2) in pixels.
 
-        As in :func:`deqflow.model.correlation.windows.windows_around`, a centre far away is moved to where its window just
-        misses the picture, and one that is not a number stays so.
+        As in :func:`~deqflow.model.correlation.windows.windows_around`, a centre far away is moved to where its window
+        just misses the picture, and one that is not a number stays so.
         """
         flow = flow.flatten(2).mT.to(self._pixels.dtype)  # (B, h w, 2)
         centres = torch.addcmul(self._pixels, flow, self._scale).clamp(self._lowest, self._highest)

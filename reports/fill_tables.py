@@ -1,12 +1,13 @@
 """The tables of README.md and docs/measured.md, made from the results files that are committed beside them."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from claims import Results, claim_rows
 
-from deqflow.claims import Results, claim_rows
 from deqflow.data.writing import write_whole
 from deqflow.evidence.results import load_results, published
 
@@ -202,3 +203,14 @@ def update(path: str | Path) -> bool:
     if new != old:
         write_whole(path, new)
     return new != old
+
+
+def main(files: list[str]) -> None:
+    """Fill in the tables of these markdown files, of :data:`PAGES` if none is given."""
+    root = Path(__file__).parents[1]
+    for file in files or [str(root / page) for page in PAGES]:
+        print(f"{file}: {'changed' if update(file) else 'unchanged'}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
