@@ -210,6 +210,10 @@ class Equilibrium(nn.Module):
         self.rule, self.stop, self.gradient = rule, stop, gradient
         self.corrections, self.eval_stop = corrections, eval_stop or stop
 
+    def stop_in(self, training: bool) -> Stop:
+        """Budget and tolerance in training, or in evaluation."""
+        return self.stop if training else self.eval_stop
+
     def correction_points(self, max_evals: int) -> tuple[int, ...]:
         """After which evaluations the states are taken; the last at ``max_evals``."""
         return tuple(correction.at for correction in self.plan(max_evals))
@@ -251,7 +255,7 @@ class Equilibrium(nn.Module):
             ValueError: ``on_eval`` is given and a graph is recorded.
         """
         rule = rule or self.rule
-        stop = stop or (self.stop if self.training else self.eval_stop)
+        stop = stop or self.stop_in(self.training)
         modes = {correction.at: correction.gradient or self.gradient for correction in self.plan(stop.max_evals)}
         if not torch.is_grad_enabled():
             result = solve(f, z0, rule, stop, keep=tuple(modes), on_eval=on_eval)

@@ -11,8 +11,8 @@ from deqflow.data.datasets import FlowSample
 from deqflow.equilibrium import Phantom
 from deqflow.model import checkpoints
 from deqflow.model.build import build
-from deqflow.model.estimator import STRIDE, FlowEstimator, FlowOutput
-from deqflow.model.geometry import Padding
+from deqflow.model.estimator import FlowEstimator
+from deqflow.model.output import FlowOutput
 from deqflow.solvers import SolverResult, Stop
 from deqflow.training.config import TrainConfig
 from deqflow.training.losses import correction_loss, jacobian_penalty
@@ -135,12 +135,11 @@ class Objective(nn.Module):
     def _solve(self, image1: Tensor, image2: Tensor, draw: Draw) -> tuple[FlowOutput, Tensor | float]:
         """The estimator's output, and what the Jacobian at its fixed point adds to the loss."""
         generator = torch.Generator().manual_seed(draw.masks)
-        height, width = image1.shape[-2:]
-        padding = Padding(height, width, STRIDE)
-        f, z0 = self.estimator.fixed_point_map(padding.pad(image1), padding.pad(image2), generator=generator)
-        output = self.estimator.solve_map(f, z0, stop=draw.stop, padding=padding)
+        both = self.estimator.encode(torch.cat([image1, image2]))
+        problem = self.estimator.problem(both[: len(image1)], both[len(image1) :], generator=generator)
+        output = problem.solve(stop=draw.stop)
         weight = self.config.jacobian_weight
-        return output, weight * jacobian_penalty(f, output.solve.z, generator) if weight else 0.0
+        return output, weight * jacobian_penalty(problem.f, output.solve.z, generator) if weight else 0.0
 
 
 def origin(config: TrainConfig) -> dict[str, object]:

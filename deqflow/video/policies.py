@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqflow.model.estimator import STRIDE, FlowState
 from deqflow.model.geometry import fill_holes, project_forward, warp
+from deqflow.model.state import FlowState
 
 Policy = Literal["reset", "reuse", "warp"]
 ARRIVED = 0.25  # share of a pixel's weight below which what arrived there is the rim of something else
@@ -45,13 +45,14 @@ def carry(state: FlowState, policy: Policy) -> FlowState | None:
 
 
 def photometric_error(image1: Tensor, image2: Tensor, flow: Tensor) -> float:
-    """Mean difference of brightness along a flow at 1/8 size, in grey levels, over what stays in the frame.
+    """Mean difference of brightness along a flow at its own size, in grey levels, over what stays in the frame.
 
     Args:
-        image1, image2: (B, 3, 8 h, 8 w), 0..255.
+        image1, image2: (B, 3, s h, s w), -1..1, as :class:`deqflow.model.estimator.Features` holds them.
         flow: (B, 2, h, w) in its own pixels.
     """
-    coarse1, coarse2 = (F.avg_pool2d(image, STRIDE) for image in (image1, image2))
+    stride = image1.shape[-1] // flow.shape[-1]
+    coarse1, coarse2 = (F.avg_pool2d(127.5 * image.to(flow.dtype), stride) for image in (image1, image2))
     inside = warp(torch.ones_like(coarse2[:, :1]), flow) > 0.99
     if not bool(inside.any()):
         inside = torch.ones_like(inside)

@@ -21,7 +21,7 @@ from deqflow.lab.widgets import Background, LiveFigure, RunSettings, SolverBench
 from deqflow.lab.widgets.controls import OWN
 from deqflow.lab.widgets.playground import EARLIER, PINS
 from deqflow.lab.widgets.runs import reduced, size_text
-from deqflow.model.estimator import flow_residual
+from deqflow.model.state import flow_residual
 from deqflow.solvers import Stop
 
 SMALL = SceneConfig(height=64, width=96, motion_scales=(0.1,))

@@ -10,9 +10,11 @@ from torch import nn
 import deqflow
 from deqflow.equilibrium import Equilibrium, Implicit, Phantom, Unrolled
 from deqflow.model.encoders import Encoder
-from deqflow.model.estimator import BilinearUpsampler, FlowEstimator, flow_residual
+from deqflow.model.estimator import FlowEstimator
 from deqflow.model.geometry import Padding
 from deqflow.model.sizes import SIZES, EstimatorConfig
+from deqflow.model.state import flow_residual
+from deqflow.model.upsampling import BilinearUpsampler
 from deqflow.solvers import Anderson, Broyden, Picard, Status, Stop, rms
 
 # Parameters of the published models; the checkpoints list one norm of the residual blocks twice, which counts once.

@@ -6,8 +6,8 @@ import deqflow
 from deqflow.data.metrics import mean_endpoint_error
 from deqflow.data.synthetic import SceneConfig
 from deqflow.evidence.evaluation import procedural_pairs
-from deqflow.model.estimator import FlowState, flow_residual
 from deqflow.model.scales import carry_to_scale, estimate_at_scales, resize_flow, resize_images, stop_at_scale
+from deqflow.model.state import FlowState, flow_residual
 from deqflow.solvers import Status, Stop, rms
 
 SMALL = SceneConfig(height=90, width=121, camera=3.0, motion=3.0, largest=12.0)  # neither side divides by 8

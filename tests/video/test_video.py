@@ -11,9 +11,9 @@ from torch import Tensor
 import deqflow
 from deqflow import build
 from deqflow.evidence.video_reuse import Clip, at_cuts, flicker, run_clip, summarise
-from deqflow.model.estimator import FlowState
 from deqflow.model.geometry import pixel_grid, sample_bilinear
 from deqflow.model.scales import resize_flow, resize_images, stop_at_scale
+from deqflow.model.state import FlowState
 from deqflow.solvers import Stop
 from deqflow.video import CutDetector, CutRule, VideoFlow, carry, photometric_error
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from deqflow.data.datasets import FlowSample
 from deqflow.evidence.evaluation.config import EvaluationConfig
-from deqflow.model.estimator import STRIDE, FlowEstimator, FlowState, flow_residual
-from deqflow.model.geometry import Padding
+from deqflow.model.estimator import FlowEstimator
+from deqflow.model.problem import FlowProblem
 from deqflow.model.scales import carry_to_scale, estimate_at_scales, resize_flow, resize_images, stop_at_scale
-from deqflow.solvers import Evaluation, FixedPointMap, Stop, solve
+from deqflow.solvers import Evaluation, Stop, solve
 
 
 @dataclass(frozen=True)
@@ -54,44 +54,40 @@ def estimate_pair(estimator: FlowEstimator, pair: FlowSample, config: Evaluation
     *coarser, scale = config.scales
     with config.autocast():
         clock.start()
-        f, z0, padding = _map_at(estimator, image1, image2, coarser, scale)
+        problem, start = _problem_at(estimator, image1, image2, coarser, scale)
         before = clock.start()
         solved = solve(
-            f,
-            z0,
+            problem.f,
+            start,
             estimator.equilibrium.rule,
-            stop_at_scale(Stop(max_evals=max(config.evals), atol=0.0, norm=flow_residual), scale),
+            stop_at_scale(Stop(max_evals=max(config.evals), atol=0.0, norm=problem.residual), scale, estimator.stride),
             keep=config.evals,
             on_eval=lambda evaluation: clock.note(evaluation, config.evals),
         )
         flows, seconds = {}, {}
         for k in config.evals:
             clock.start()
-            z = solved.kept[k].fz
-            flow = padding.crop(estimator.upsampler(FlowState(z[:, :-2], z[:, -2:])))
-            flows[k] = resize_flow(flow, height, width).float().cpu()
+            flows[k] = resize_flow(problem.flow(solved.kept[k].fz), height, width).float().cpu()
             # A map with an exact fixed point, or a sample that failed, ends a solve early.
             seconds[k] = before + clock.noted.get(k, max(clock.noted.values(), default=0.0)) + clock.start()
-        own_stop = stop_at_scale(estimator.equilibrium.eval_stop, scale)
-        stopped = estimator.solve_map(f, z0, stop=own_stop, padding=padding)
+        own_stop = stop_at_scale(estimator.equilibrium.eval_stop, scale, estimator.stride)
+        stopped = problem.solve(start=start, stop=own_stop)
         stopped_flow = resize_flow(stopped.flow, height, width).float().cpu()
         stopped_seconds = before + clock.start()
     residuals = {k: float(solved.kept[k].residual) for k in config.evals}
     return PairEstimates(flows, residuals, seconds, stopped_flow, float(stopped.solve.evals[0]), stopped_seconds)
 
 
-def _map_at(
+def _problem_at(
     estimator: FlowEstimator, image1: Tensor, image2: Tensor, coarser: Sequence[float], scale: float
-) -> tuple[FixedPointMap, Tensor, Padding]:
-    """The map of a pair at a scale, where its solve starts after those at coarser scales, and the padding."""
+) -> tuple[FlowProblem, Tensor]:
+    """The problem of a pair at a scale, and where its solve starts after those at coarser scales."""
     first, second = resize_images(image1, scale), resize_images(image2, scale)
-    padding = Padding(first.shape[-2], first.shape[-1], STRIDE)
-    f, z0 = estimator.fixed_point_map(padding.pad(first), padding.pad(second))
-    if coarser:
-        found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1].state
-        start = carry_to_scale(found, first)
-        z0 = torch.cat([start.hidden, start.flow], 1).to(z0)
-    return f, z0, padding
+    problem = estimator.problem(estimator.encode(first), estimator.encode(second))
+    if not coarser:
+        return problem, problem.z0
+    found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1].state
+    return problem, problem.start(carry_to_scale(found, first, estimator.stride))
 
 
 class _Clock:
