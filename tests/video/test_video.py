@@ -76,6 +76,45 @@ def test_warping_moves_both_and_fills_what_was_uncovered(generator):
     torch.testing.assert_close(after.flow, before.flow)
 
 
+def test_the_flow_alone_is_moved_and_the_hidden_state_is_the_models_own(generator):
+    before, own = state(generator, (2.0, 1.0)), state(generator, (0.0, 0.0))
+    before.flow[:, :, 1, 1] = torch.tensor([3.0, 2.0])
+    after = carry(before, "flow", own)
+    assert after is not None
+    assert torch.equal(after.hidden, own.hidden)
+    assert torch.equal(after.flow, carry(before, "reuse").flow)
+    assert not torch.equal(after.flow, before.flow)
+    with pytest.raises(ValueError, match='policy "flow" expects own, the model\'s own start'):
+        carry(before, "flow")
+
+
+@pytest.fixture(scope="module")
+def twin():
+    return deqflow.load("raft-small-twin")
+
+
+def test_recurrent_models_carry_the_flow_alone_and_others_both(estimator, twin, moving):
+    assert VideoFlow(estimator).policy == "warp"
+    video = VideoFlow(twin, stop=STOP)
+    assert video.policy == "flow"
+    first, second = (video.step(a, b) for a, b in pairwise(moving[:3]))
+    with torch.no_grad():
+        problem = problem_of(twin, moving[1], moving[2])
+        own = FlowState.unpack(problem.z0)
+        moved = carry(first.output.state, "flow", own).flow
+        expected = problem.solve(start=FlowState(own.hidden, moved), stop=STOP)
+    assert own.hidden.abs().max() > 0
+    assert torch.equal(second.flow, expected.flow)
+    assert not torch.equal(second.flow, problem.solve(start=carry(first.output.state, "warp"), stop=STOP).flow)
+
+
+def test_a_twins_flow_alone_is_a_start_nearer_to_the_end_than_none(twin, moving):
+    cold, warm = (run_clip(twin, Clip([x[0] for x in moving]), policy, STOP) for policy in ("reset", "flow"))
+    assert [step.reset for step in warm] == [True, *[False] * 4]
+    for one, other in zip(warm[1:], cold[1:], strict=True):
+        assert one.start_residual < 0.7 * other.start_residual
+
+
 @pytest.mark.parametrize("policy", ["warp", "reuse"])
 def test_a_carried_start_is_nearer_to_the_end_and_needs_less(estimator, moving, policy):
     cold = run_clip(estimator, Clip([x[0] for x in moving]), "reset", STOP)
@@ -240,7 +279,7 @@ def test_one_pair_at_a_time(estimator, moving):
 
 
 def test_policies_have_names(estimator):
-    with pytest.raises(ValueError, match="Unknown policy 'hot': expected one of reset, reuse, warp"):
+    with pytest.raises(ValueError, match="Unknown policy 'hot': expected one of reset, reuse, warp, flow"):
         VideoFlow(estimator, policy="hot")
 
 
