@@ -21,7 +21,16 @@ from deqflow.model.scales import (
 )
 from deqflow.model.state import FlowState
 from deqflow.solvers import Evaluation, Rule, Stop
-from deqflow.video.policies import DEFAULT_CUT, CutDetector, CutRule, Policy, carry, check_policy, photometric_error
+from deqflow.video.policies import (
+    DEFAULT_CUT,
+    CutDetector,
+    CutRule,
+    Policy,
+    carry,
+    check_policy,
+    default_policy,
+    photometric_error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +68,8 @@ class VideoFlow:
 
     Args:
         estimator: of the flow; used without gradients, in evaluation mode as it should be.
-        policy: what a solve starts from, see :func:`deqflow.video.carry`.
+        policy: what a solve starts from, see :func:`deqflow.video.carry`; "flow" for recurrent models and "warp" for
+            others if not given.
         stop: budget and tolerance of each solve, the latter in full-size pixels; the model's own if not given.
         rule: solver; the model's own if not given.
         cut: when a jump is taken for a cut, after which nothing is carried over; None never does.
@@ -74,12 +84,13 @@ class VideoFlow:
         self,
         estimator: FlowEstimator,
         *,
-        policy: Policy = "warp",
+        policy: Policy | None = None,
         stop: Stop | None = None,
         rule: Rule | None = None,
         cut: CutRule | None = DEFAULT_CUT,
         scales: Sequence[float] = (1.0,),
     ) -> None:
+        policy = default_policy(estimator.recurrent) if policy is None else policy
         check_policy(policy)
         check_scales(scales)
         self.scales = tuple(scales)
@@ -171,8 +182,11 @@ class VideoFlow:
             The output, None if there is no state to carry or it belongs to another scene; evaluations lost on finding
             that out; and whether it does.
         """
-        start = None if self.state is None else carry(self.state, self.policy)
-        if start is None or start.hidden.shape != FlowState.unpack(problem.z0).hidden.shape:
+        own = FlowState.unpack(problem.z0)
+        if self.state is None or self.state.hidden.shape != own.hidden.shape:
+            return None, 0, False
+        start = carry(self.state, self.policy, own)
+        if start is None:
             return None, 0, False
         detector = self.detector
         if detector is None:

@@ -150,7 +150,7 @@ class SolverBench:
                 fz, outcome = watch.best, "stopped"
             synchronize(z0)
             milliseconds = 1e3 * (time.perf_counter() - started)
-            state = FlowState(fz[:, :-2], fz[:, -2:])
+            state = FlowState.unpack(fz)
             flow = problem.padding.crop(problem.model.upsampler(state))[0].float().cpu()
         pair, evaluations = problem.pair, len(watch.trace)
         error = endpoint_error(flow[None], pair.flow[None])[0].where(pair.valid, torch.nan)
@@ -242,13 +242,13 @@ def _start(problem: _Problem, settings: RunSettings, previous: SolverRun | None)
     if settings.start == "random":
         generator = torch.Generator().manual_seed(settings.seed)
         z0 = torch.randn(z0.shape, generator=generator).to(z0)  # a flow of 1 px at 1/8 size: 8 px
-        z0[:, :-2] = z0[:, :-2].tanh()
+        FlowState.unpack(z0).hidden.tanh_()
     elif settings.start == "true flow":
-        z0[:, -2:] = _true_flow(problem, settings.pair)
+        FlowState.unpack(z0).flow.copy_(_true_flow(problem, settings.pair))
     elif settings.start == "previous solution":
         if previous is None:
             raise ValueError("There is no previous solution yet: run once from another start.")
-        packed = torch.cat([previous.state.hidden, previous.state.flow], 1)
+        packed = previous.state.pack()
         if packed.shape != z0.shape:
             raise ValueError(
                 f"The previous solution does not fit: its state has the shape {tuple(packed.shape[1:])}, this pair and "
