@@ -128,7 +128,7 @@ def test_the_profile_reaches_the_notebook(built, again):
 def test_the_index_marks_what_differs_from_the_published_numbers_of_its_profile(built, again, profile, marks):
     facts = json.loads((built[0].parent / "published" / "00_good.json").read_text())
     numbers = again[1][0]["numbers"]
-    report = reports.Report("00_good", "A title", 1.0, "", numbers, "full", "today", "")
+    report = reports.NotebookRun("00_good", "A title", 1.0, "", numbers, "full", "today", "")
     page = to_index([report], again[1][0], {"00_good": facts | {"profile": profile}})
     assert page.count('class="differs"') == marks  # the setting; times and equal numbers are not marked
     assert f"published ({profile} profile)" in page
@@ -139,7 +139,7 @@ def test_the_index_marks_what_differs_from_the_published_numbers_of_its_profile(
 @pytest.mark.parametrize(("count", "folded"), [(12, False), (13, True)])
 def test_a_card_folds_many_numbers(again, count, folded):
     numbers = {f"n{i}_px": i for i in range(count)}
-    report = reports.Report("00_good", "A title", 1.0, "", numbers, "full", "today", "")
+    report = reports.NotebookRun("00_good", "A title", 1.0, "", numbers, "full", "today", "")
     page = to_index([report], again[1][0], {})
     assert (f"<details><summary>{count} numbers</summary><table>" in page) == folded
     assert page.count("<tr>") == count

@@ -2,12 +2,12 @@
 
 from deqflow.lab.reports.build import build_reports, run_notebook
 from deqflow.lab.reports.differences import Difference, differences, is_time
-from deqflow.lab.reports.index import Report
+from deqflow.lab.reports.index import NotebookRun
 from deqflow.lab.reports.profiles import find_notebooks, parameters_of, prepare_notebooks
 
 __all__ = [
     "Difference",
-    "Report",
+    "NotebookRun",
     "build_reports",
     "differences",
     "find_notebooks",

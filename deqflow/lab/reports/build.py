@@ -19,7 +19,7 @@ from deqflow.data.writing import write_whole
 from deqflow.evidence.provenance import provenance
 from deqflow.lab.notebook import NUMBERS
 from deqflow.lab.reports.html import PLOTLY, to_html
-from deqflow.lab.reports.index import Report, to_index
+from deqflow.lab.reports.index import NotebookRun, to_index
 from deqflow.lab.reports.profiles import SHORT, default_parameters, parameters_of
 
 LONGEST_SOCKET = 95  # characters of a path: systems allow 103 and more, of which the number of the port takes a few
@@ -35,7 +35,7 @@ def build_reports(
     profile: str = SHORT,
     published: str | Path = "reports/published",
     publish: bool = False,
-) -> list[Report]:
+) -> list[NotebookRun]:
     """Run each notebook and write its report; a line for each is handed to ``say``.
 
     For ``NAME.ipynb`` there will be ``NAME.ipynb`` (executed), ``NAME.html`` and ``NAME.json`` in the folder, and
@@ -71,7 +71,7 @@ def build_reports(
     return reports
 
 
-def run_notebook(path: Path, folder: Path, parameters: Mapping[str, Any], profile: str = SHORT) -> Report:
+def run_notebook(path: Path, folder: Path, parameters: Mapping[str, Any], profile: str = SHORT) -> NotebookRun:
     """Run one notebook with these parameters and write its three files; the profile is only noted."""
     with tempfile.TemporaryDirectory(prefix="deqflow-") as scratch:
         executed = Path(scratch) / path.name
@@ -121,8 +121,8 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any]) -> str:
     return ""
 
 
-def _report(facts: Mapping[str, Any], notebook: nbformat.NotebookNode) -> Report:
-    return Report(name=facts["notebook"], picture=_picture(notebook), **{name: facts[name] for name in _KEPT})
+def _report(facts: Mapping[str, Any], notebook: nbformat.NotebookNode) -> NotebookRun:
+    return NotebookRun(name=facts["notebook"], picture=_picture(notebook), **{name: facts[name] for name in _KEPT})
 
 
 def _kernels(folder: Path) -> Config:
@@ -137,7 +137,7 @@ def _kernels(folder: Path) -> Config:
     return Config({"KernelManager": {"transport": "ipc", "ip": str(sockets)}})
 
 
-def _all_reports(folder: Path) -> list[Report]:
+def _all_reports(folder: Path) -> list[NotebookRun]:
     """What became of each notebook when it was last run, by name."""
     reports = {}
     for path in sorted(folder.glob("[0-9]*.json")):  # NAME.failed.json, where there is one, comes before NAME.json
