@@ -11,9 +11,8 @@ import cv2
 import torch
 from torch import Tensor
 
-from deqflow.data.flow_files import read_image
+from deqflow.data.flow_files import IMAGE_SUFFIXES, image_files, read_image
 
-PICTURES = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 T = TypeVar("T")
 
 
@@ -50,7 +49,7 @@ def read_frames(source: str | Path | Sequence[str | Path], *, rate: float = 24.0
             raise FileNotFoundError(f"No video and no folder at {path}: check the path and the working folder.")
         if path.is_file():
             return _open_video(path)
-        pictures = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=_natural)
+        pictures = sorted(image_files(path), key=_natural)
         where = f"pictures in {path}"
     else:
         pictures, where = [Path(p) for p in source], "pictures"
@@ -122,7 +121,7 @@ def _open_video(path: Path) -> Frames:
     opened = reader.isOpened() and reader.grab()
     count, rate = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), reader.get(cv2.CAP_PROP_FPS)
     reader.release()
-    if not opened or path.suffix.lower() in PICTURES:
+    if not opened or path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{path} can't be read as a video: expected a file such as .mp4, or a folder of pictures.")
     return Frames(lambda: _read_video(path), max(count, 0), rate if 0 < rate < 1000 else 24.0)
 
