@@ -1,5 +1,6 @@
-"""Where a number comes from: commit, versions, hardware. Stored with every result."""
+"""Where a number comes from: commit, versions, hardware, weights. Stored with every result."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 PACKAGES = ("deqflow", "torch", "numpy", "opencv-python-headless", "scikit-image", "scipy")
 
@@ -25,6 +27,12 @@ def provenance(folder: str | Path = ".") -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "hardware": hardware(),
     }
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a model's weights and buffers: equal for equal weights, on any device."""
+    tensors = (tensor.detach().cpu().contiguous() for tensor in model.state_dict().values())
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def hardware() -> dict[str, Any]:

@@ -17,7 +17,6 @@ from deqflow.evidence.confidence import (
     ConfidenceModel,
     FitConfig,
     Fitted,
-    digest,
     estimate_both_ways,
     features,
     fit,
@@ -27,6 +26,7 @@ from deqflow.evidence.confidence import (
     measure_confidence,
 )
 from deqflow.evidence.confidence.fitting import occlusion_scores, real_pairs
+from deqflow.evidence.provenance import digest
 from deqflow.evidence.results import load_results
 from deqflow.solvers import Stop
 from deqflow.training import HELD_OUT_SEED

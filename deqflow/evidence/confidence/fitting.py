@@ -1,6 +1,5 @@
 """Fit a confidence on procedural pairs, and measure what it is worth on real ones."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from deqflow.data.synthetic import RICH_SCENES, SceneConfig, SyntheticPairs
 from deqflow.evidence.confidence.consistency import estimate_both_ways
 from deqflow.evidence.confidence.logistic import CONSISTENCY_ALONE, FEATURES, ConfidenceModel, features, fit
 from deqflow.evidence.diagnostics import sparsification
-from deqflow.evidence.provenance import provenance
+from deqflow.evidence.provenance import digest, provenance
 from deqflow.model.estimator import FlowEstimator
 
 BINS = 10
@@ -98,12 +97,6 @@ def fit_confidence(
         for names in (FEATURES, CONSISTENCY_ALONE)
     )
     return Fitted(model, alone)
-
-
-def digest(estimator: FlowEstimator) -> str:
-    """SHA-256 of an estimator's weights: what tells whether a confidence was fitted to them."""
-    tensors = (tensor.detach().cpu().contiguous() for tensor in estimator.state_dict().values())
-    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 @torch.no_grad()
