@@ -18,7 +18,7 @@ def provenance(folder: str | Path = ".") -> dict[str, Any]:
     """Return commit, whether the working tree differs from it, versions and hardware, as json can hold them.
 
     Args:
-        folder: a folder of the checkout; outside of one, commit is None.
+        folder: a folder of the checkout. For any other folder, commit is None.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     return {
@@ -36,7 +36,7 @@ def digest(model: nn.Module) -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Return processor, cores, threads of torch, names of GPUs and the system's name."""
+    """Return the processor, its cores, torch's threads, the names of the GPUs, and the system."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "processor": _processor(),
