@@ -31,12 +31,16 @@ def mean_endpoint_error(flow: Tensor, target: Tensor, valid: Tensor | None = Non
     return torch.where(valid, error, 0.0).flatten(1).sum(1) / counts
 
 
-# Ranges of the true displacement, in px, as Sintel's table has them.
-SPEEDS: dict[str, tuple[float, float]] = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, math.inf)}
+# Ranges of the length of the true flow, in px, as Sintel's table has them.
+SPEED_RANGES: dict[str, tuple[float, float]] = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, math.inf)}
+
+
+# End-point errors, in px, under which a pixel counts as right: the shares that tables of results give.
+THRESHOLDS = (1, 3, 5)
 
 
 class FlowErrors:
-    """Adds up errors over pairs, valid pixels only: what a pixel without truth holds, or would add, does not count.
+    """Adds up the errors of pairs over their valid pixels. A pixel without truth has no effect.
 
     Errors are summed in float64, so the order and the number of pairs do not matter.
     """
@@ -44,7 +48,8 @@ class FlowErrors:
     def __init__(self) -> None:
         self._all, self._of_pairs = _Mean(), _Mean()
         self._outliers = 0
-        self._speeds = {name: _Mean() for name in SPEEDS}
+        self._within = dict.fromkeys(THRESHOLDS, 0)
+        self._speeds = {name: _Mean() for name in SPEED_RANGES}
         self._matched, self._unmatched = _Mean(), _Mean()
 
     def add(self, flow: Tensor, target: Tensor, valid: Tensor, occluded: Tensor | None = None) -> None:
@@ -73,7 +78,9 @@ class FlowErrors:
             self._of_pairs.add(error.mean()[None])
             # Written so that a NaN is an outlier: every comparison with it is false.
             self._outliers += int((~((error <= 3) | (error <= 0.05 * length))).sum())
-            for name, (low, high) in SPEEDS.items():
+            for threshold in THRESHOLDS:
+                self._within[threshold] += int((error <= threshold).sum())
+            for name, (low, high) in SPEED_RANGES.items():
                 self._speeds[name].add(error[(length >= low) & (length < high)])
             hidden = torch.zeros_like(known) if occluded is None else occluded[b]
             self._matched.add(error[~hidden[known]])
@@ -85,8 +92,10 @@ class FlowErrors:
         Returns:
             ``pairs`` and ``pixels`` that counted; ``epe_px``, the mean end-point error of all pixels (Sintel);
             ``pair_epe_px``, the mean of the pairs' means (KITTI); ``f1_all``, the share of pixels whose error is
-            more than 3 px and more than 5 % of the true displacement (KITTI); ``by_speed_px``, ``epe_px`` by range of
-            the true displacement (:data:`SPEEDS`), ``matched_px`` and ``unmatched_px``, by occlusion, and
+            more than 3 px and more than 5 % of the true displacement (KITTI); ``within``, the shares of pixels whose
+            error is at most 1, 3 and 5 px, by that number; ``outliers_1px``, the share of pixels whose error is more
+            than 1 px (Spring's 1px); ``by_speed_px``, ``epe_px`` by range of
+            the true displacement (:data:`SPEED_RANGES`), ``matched_px`` and ``unmatched_px``, by occlusion, and
             ``speed_share`` and ``unmatched_share``, the shares of pixels in these.
         """
         return {
@@ -95,6 +104,8 @@ class FlowErrors:
             "epe_px": self._all.mean,
             "pair_epe_px": self._of_pairs.mean,
             "f1_all": self._share(self._outliers),
+            "within": {str(threshold): self._share(count) for threshold, count in self._within.items()},
+            "outliers_1px": self._share(self._all.count - self._within[1]),
             "by_speed_px": {name: part.mean for name, part in self._speeds.items()},
             "speed_share": {name: self._share(part.count) for name, part in self._speeds.items()},
             "matched_px": self._matched.mean,

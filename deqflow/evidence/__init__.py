@@ -1,1 +1,1 @@
-"""Everything that measures: diagnostics, evaluation, confidence, costs, experiments, and their results files."""
+"""All measurements: diagnostics, evaluation, confidence, costs, experiments, and the results files they make."""

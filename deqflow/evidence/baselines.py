@@ -1,4 +1,4 @@
-"""Classical flow to compare with."""
+"""Classical optical flow, for comparison."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def dis_flow(image1: Tensor, image2: Tensor) -> Tensor:
-    """Dense inverse search (Kroeger et al. 2016) as OpenCV has it, preset "medium".
+    """Dense inverse search (Kroeger et al. 2016), OpenCV's implementation with its preset "medium".
 
     Args:
         image1, image2: (3, H, W), RGB, 0..255.

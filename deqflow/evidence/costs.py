@@ -1,33 +1,38 @@
-"""Time, memory and work of models, measured side by side; on a GPU with its own clock and its own account.
+"""Time, memory and work of models. On a GPU, time comes from its own events and memory from its allocator.
 
-Machines are shared and noisy. Quote ratios of what was timed in one call of :func:`alternate`, not lone times.
+Other work on a machine changes the times. Quote ratios of functions timed in one call of :func:`alternate`, not the
+time of one function.
 """
 
 import dataclasses
+import inspect
 import math
 import multiprocessing
 import resource
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from deqflow.evidence.diagnostics import KeptForBackward, LiveTensors
-from deqflow.model.estimator import FlowEstimator
+from deqflow.model import correlation, encoders, flow_map, updates
+from deqflow.model.estimator import BilinearUpsampler, ConvexUpsampler, FlowEstimator
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of several functions, timed in turns: function by name -> one time a turn."""
+    """Seconds of several functions, timed in turns: by the name of the function, one time a turn."""
 
     seconds: Mapping[str, tuple[float, ...]]
 
@@ -44,11 +49,11 @@ class Timings:
 def alternate(
     functions: Mapping[str, Callable[[], Any]], *, repeats: int = 5, device: torch.device | str = "cpu"
 ) -> Timings:
-    """Time functions in turns, after one turn that does not count.
+    """Time functions in turns. One turn before them is not timed.
 
     Args:
-        functions: what to time, by name.
-        repeats: turns.
+        functions: the functions to time, by name.
+        repeats: number of turns.
         device: where they run; a GPU is timed by its own events.
 
     Raises:
@@ -66,7 +71,7 @@ def alternate(
 
 
 def seconds_of(function: Callable[[], Any], device: torch.device | str = "cpu") -> float:
-    """Seconds that one call takes, on a GPU by its own events."""
+    """Seconds that one call takes; on a GPU by its own events."""
     if torch.device(device).type != "cuda":
         started = time.perf_counter()
         function()
@@ -82,14 +87,14 @@ def seconds_of(function: Callable[[], Any], device: torch.device | str = "cpu") 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one training step costs.
+    """The cost of one training step.
 
     Attributes:
-        kept: bytes that the graph keeps alive at the end of forward: what autograd saved, and what recomputing
-            needs besides.
-        peak: bytes of all tensors made since the step began, at most, through backward; on a GPU what its
-            allocator gave out at most, the model included.
-        forward, backward: seconds, of a run without the counting of bytes.
+        kept: bytes that the graph keeps alive at the end of forward: what autograd saved, and what a recomputation
+            needs in addition.
+        peak: greatest number of bytes of all tensors made since the step began, through backward. On a GPU, the
+            greatest number of bytes that its allocator gave out, which includes the model.
+        forward, backward: seconds of a run in which bytes are not counted.
     """
 
     kept: int
@@ -99,10 +104,10 @@ class StepCost:
 
 
 def step_cost(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> StepCost:
-    """Measure a training step, mean absolute flow as its loss: forward and backward, no optimiser.
+    """Measure forward and backward of a training step whose loss is the mean absolute flow. There is no optimiser.
 
     Args:
-        estimator: in training mode; its gradients are lost.
+        estimator: in training mode; its gradients are set to None.
         image1, image2: (B, 3, H, W) on the estimator's device.
     """
     device = image1.device
@@ -125,16 +130,17 @@ def step_cost(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> StepC
 def costs_over_depth(
     estimator: FlowEstimator, image1: Tensor, image2: Tensor, depths: Sequence[int], *, limit: float = math.inf
 ) -> dict[int, StepCost]:
-    """Measure training steps of several depths, and leave out those that would not fit.
+    """Measure training steps of several depths, as far as they fit into memory.
 
     Args:
         estimator: in training mode.
         image1, image2: (B, 3, H, W) on the estimator's device.
-        depths: evaluations, ascending.
-        limit: bytes that the peak may take, as told by a line through the two depths before; these are always run.
+        depths: numbers of evaluations, ascending.
+        limit: greatest number of bytes for the peak. A line through the two depths before predicts the peak of the
+            next one; the first two depths are always run.
 
     Returns:
-        What a step costs, by depth.
+        The cost of a step, by depth.
     """
     before = estimator.equilibrium.stop
     costs: dict[int, StepCost] = {}
@@ -150,10 +156,10 @@ def costs_over_depth(
 
 
 def at_depth(values: Mapping[int, float], depth: int) -> float:
-    """The value at a depth: the one measured, or that of a line through the two deepest.
+    """The value at a depth: the measured one, or the one on a line through the two greatest depths.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: the depth was not measured, and fewer than two depths were.
     """
     if depth in values:
         return values[depth]
@@ -165,25 +171,30 @@ def at_depth(values: Mapping[int, float], depth: int) -> float:
     return high + (high - low) * (depth - far) / (far - near)
 
 
-PARTS = {  # a module of the package, or a function -> the part of the model that its code belongs to
-    "deqflow.model.encoders": "encoders",
-    "deqflow.model.correlation": "correlation",
-    "deqflow.model.updates": "update",
-    "deqflow.model.flow_map": "update",
-    "deqflow.model.estimator.FlowEstimator._upsample": "upsampling",
+PARTS: dict[Any, str] = {  # modules, packages and classes whose code belongs to a part of the model
+    encoders: "encoders",
+    correlation: "correlation",
+    updates: "update",
+    flow_map: "update",
+    ConvexUpsampler: "upsampling",
+    BilinearUpsampler: "upsampling",
+}
+PLACES = {  # the same by dotted name
+    f"{owner.__module__}.{owner.__qualname__}" if isinstance(owner, type) else owner.__name__: part
+    for owner, part in PARTS.items()
 }
 
 
 def kept_by_part(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> dict[str, int]:
-    """Bytes that autograd keeps at the end of forward: by the part of the model that keeps them first.
+    """Bytes that autograd keeps at the end of forward, by part of the model. Each byte counts for its first keeper.
 
     Args:
         estimator: in training mode.
         image1, image2: (B, 3, H, W) on the estimator's device.
 
     Returns:
-        Of "encoders", "correlation", "update", "upsampling" and "rest" (images, loss, what lies between the parts,
-        and what recomputing needs besides its inputs); their sum is what :class:`StepCost` calls kept.
+        The bytes of "encoders", "correlation", "update", "upsampling" and "rest": images, loss, code between the
+        parts, and what a recomputation needs beside its inputs. Their sum is ``kept`` of :class:`StepCost`.
     """
     with LiveTensors() as live, KeptForBackward(apart_from=estimator.parameters(), label=_part) as kept:
         loss = _loss(estimator, image1, image2)
@@ -194,14 +205,12 @@ def kept_by_part(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> di
 
 
 def _part() -> str:
-    """The part whose code is running: of the innermost frame that belongs to one."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    """The part whose code is running: that of the innermost function on the stack that belongs to one."""
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
         name = f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_qualname}"
-        for place, part in PARTS.items():
-            if name == place or name.startswith(f"{place}."):
+        for place, part in PLACES.items():
+            if name.startswith(f"{place}."):
                 return part
-        frame = frame.f_back
     return "rest"
 
 
@@ -218,25 +227,25 @@ def work(function: Callable[[], Any]) -> float:
 
 
 def matrix_peak(dtype: torch.dtype, *, device: torch.device | str = "cpu", side: int = 2048) -> float:
-    """Operations a second of a square matrix product, the best of five: what the machine can do at most."""
+    """Floating-point operations a second of a square matrix product, the fastest of five: the machine's peak."""
     left, right = torch.randn(2, side, side, device=device).to(dtype).unbind()
     timings = alternate({"product": lambda: left @ right}, device=device)
     return 2 * side**3 / min(timings.seconds["product"])
 
 
 def peak_of_a_process(function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
-    """Call a function in a process of its own; return the most memory that it had, in bytes, and the result.
+    """Call a function in a new process; return the process's greatest memory in bytes, and the function's result.
 
     Args:
-        function: of a module, so that the new process finds it.
-        *arguments: and result: what pickle can carry.
+        function: defined in a module, so that the new process finds it.
+        *arguments: of the function. Arguments and result are pickled.
 
     Raises:
-        RuntimeError: the process died, as when memory is used up.
+        RuntimeError: the process died, for instance because memory was used up.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_report, args=(theirs, function, arguments))
+    process = context.Process(target=_send_result, args=(theirs, function, arguments))
     process.start()
     theirs.close()
     try:
@@ -248,21 +257,20 @@ def peak_of_a_process(function: Callable[..., Any], *arguments: Any) -> tuple[in
     return peak, result
 
 
-def _report(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _send_result(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     result = function(*arguments)
     pipe.send((process_peak(), result))
 
 
 def process_peak() -> int:
-    """The most memory that this process has had, in bytes."""
+    """The greatest memory that this process has had so far, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux hands the other figure on from the process that started this one
+    if status.exists():  # Linux's ru_maxrss includes that of the process which started this one
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def fitted_exponent(sizes: list[float], values: list[float]) -> float:
+def fitted_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The slope of log(value) over log(size) by least squares: 1 is proportional, 2 quadratic."""
-    x, y = torch.tensor(sizes).log(), torch.tensor(values).log()
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])

@@ -1,11 +1,10 @@
-"""Many short trainings that differ in one thing, over several seeds, kept run by run in one results file.
+"""Experiments: many short trainings that differ in one thing, over several seeds, in one results file.
 
-All runs of an experiment see the same pairs and take as many steps of as many evaluations. So that minutes are
-enough, the encoder is a shipped model's, frozen: what is trained, from random weights, is the update operator
-(and the upsampling), whose fixed point is what the experiments are about.
+All runs of an experiment see the same pairs and take the same number of steps and evaluations. A run takes less than
+a minute because its encoder is a shipped model's and is frozen. The update operator and the upsampling are trained
+from random weights; the experiments are about the fixed point of that operator.
 """
 
-import hashlib
 import json
 import math
 import tempfile
@@ -22,9 +21,10 @@ from deqflow.data.datasets import FlowSample
 from deqflow.data.metrics import mean_endpoint_error
 from deqflow.data.synthetic import SceneConfig, SyntheticPairs
 from deqflow.equilibrium import GradientMode, Implicit, Phantom, Unrolled
-from deqflow.evidence.provenance import provenance
+from deqflow.evidence.provenance import digest, provenance
 from deqflow.evidence.results import load_results, save_results
 from deqflow.model import checkpoints
+from deqflow.model.budgets import flows_after
 from deqflow.model.estimator import FlowEstimator
 from deqflow.solvers import Anderson, Stop
 from deqflow.training import HELD_OUT_SEED, TrainConfig, Trainer
@@ -36,7 +36,7 @@ SMALL_MOTION = SceneConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What one training does differently: how many corrections, and how each is differentiated."""
+    """One training of an experiment: its number of corrections, and how each correction is differentiated."""
 
     corrections: int = 1
     gradient: GradientMode = field(default_factory=Phantom)
@@ -47,14 +47,14 @@ class Experiment:
     """Short trainings of several variants, each with several seeds.
 
     Attributes:
-        config: of every run, but for the variant's corrections and the seed.
+        config: the configuration of every run. The variant sets its corrections, the run its seed.
         variants: by name.
-        seeds: of the update operator's first weights and of the order of the pairs.
-        encoder: shipped model or checkpoint of the same size that lends its encoder.
-        pairs: procedural pairs to train on, made once.
-        held_out: procedural pairs to measure on.
-        evals: numbers of evaluations to measure at.
-        looks: how often the held-out error is measured during a run, at its trained number of evaluations.
+        seeds: each determines the first weights of the update operator and the order of the pairs.
+        encoder: the shipped model or checkpoint whose encoder the runs use; it must have the size that is trained.
+        pairs: number of procedural training pairs, made once.
+        held_out: number of procedural pairs on which errors are taken.
+        evals: numbers of evaluations after which errors are taken.
+        looks: how many times during a run the held-out error is taken, after the trained number of evaluations.
     """
 
     config: TrainConfig
@@ -70,11 +70,11 @@ class Experiment:
 _SHORT = TrainConfig(steps=240, batch=4, lr=1e-3, evals=(12, 12), bfloat16=False, workers=0, scenes=SMALL_MOTION)
 
 EXPERIMENTS: dict[str, Experiment] = {
-    # C7: what sparse fixed-point correction does to error and convergence.
+    # Claim C7: the effect of sparse fixed-point correction on error and convergence.
     "corrections": Experiment(
         config=_SHORT, variants={str(count): Variant(corrections=count) for count in (1, 2, 3, 6)}
     ),
-    # C4, as far as learning goes: the error each gradient reaches for the seconds spent.
+    # The half of claim C4 that is about learning: the error that each gradient reaches, and its training time.
     "gradients": Experiment(
         config=replace(_SHORT, all_gradients=True),
         variants={
@@ -91,7 +91,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 @dataclass(frozen=True)
 class Material:
-    """What all runs of an experiment share: pairs to train on, pairs to measure on, and whose encoder is lent."""
+    """What all runs of an experiment share: training pairs, held-out pairs, and the model that lends its encoder."""
 
     pairs: FlowSample
     held_out: FlowSample
@@ -109,28 +109,27 @@ def prepare(experiment: Experiment) -> Material:
 def run_experiment(
     name: str, experiment: Experiment, out: str | Path, on_run: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """Run what is not yet in the results file, which is written anew after each run, and return its content.
+    """Make the runs that are not yet in the results file, and return its content. Each run is saved when it ends.
 
     Args:
         name: of the experiment, stored with its results.
         experiment: what to run.
-        out: the results file (json). Finished runs that it holds are kept.
-        on_run: sees each run's entry.
+        out: the results file (json). Finished runs in it are kept.
+        on_run: called after each run with its entry.
 
     Raises:
         ValueError: the file holds an experiment of another configuration.
     """
     out, material = Path(out), prepare(experiment)
-    config = describe(experiment) | {"encoder_sha256": _digest(material.lender)}
+    config = describe(experiment) | {"encoder_sha256": digest(material.lender)}
     results = {"experiment": name, "config": config, "runs": []}
     if out.exists():
         results = load_results(out)
-        results["config"] |= {"config": complete(results["config"]["config"])}
         if results["config"] != config:
             raise ValueError(f"{out} holds an experiment of another configuration: use a new file, or delete it.")
     results["provenance"] = provenance(Path(__file__).parent)
     finished = {(run["variant"], run["seed"]) for run in results["runs"]}
-    # Seed by seed, so that an interrupted experiment has something of each variant.
+    # Seed by seed, so that an interrupted experiment has runs of all variants.
     missing = [(v, s) for s in experiment.seeds for v in experiment.variants if (v, s) not in finished]
     for variant, seed in missing:
         _, run = train_variant(experiment, variant, seed, material)
@@ -144,10 +143,10 @@ def run_experiment(
 def train_variant(
     experiment: Experiment, variant: str, seed: int, material: Material
 ) -> tuple[FlowEstimator, dict[str, Any]]:
-    """Train one variant with one seed; return the model, and its entry in the results.
+    """Train one variant with one seed; return the model and the run's entry in the results.
 
-    ``seconds`` are the processor's, of the training steps alone: a busy machine does not change what they compare.
-    A run whose loss is not finite ends there; its entry has ``failed`` and no ``curve``.
+    ``seconds`` is the processor time of the training steps, so that other work on the machine does not change it.
+    A run ends when its loss is not finite; its entry then has ``failed`` and no ``curve``.
     """
     pairs, held_out = material.pairs, material.held_out
     choice = experiment.variants[variant]
@@ -170,12 +169,12 @@ def train_variant(
             trainer.step = step
             run["seconds"] += time.process_time() - started
             if step % look_every == 0 or step == config.steps:
-                error = measure(trainer.estimator, held_out, (config.evals[1],))["error_px"][0]
+                error = error_curve(trainer.estimator, held_out, (config.evals[1],))["error_px"][0]
                 numbers = {"seconds": run["seconds"], "loss": float(np.mean(losses)), "error_px": error}
                 run["progress"].append({"step": step} | {name: round(x, 5) for name, x in numbers.items()})
                 losses.clear()
         estimator = trainer.estimator.eval()
-    return estimator, run | {"curve": measure(estimator, held_out, experiment.evals)}
+    return estimator, run | {"curve": error_curve(estimator, held_out, experiment.evals)}
 
 
 def _borrow_encoder(estimator: FlowEstimator, lender: FlowEstimator) -> None:
@@ -190,44 +189,28 @@ def _borrow_encoder(estimator: FlowEstimator, lender: FlowEstimator) -> None:
             raise ValueError("The model that lends its encoder must be of the size that is trained.") from error
 
 
-@torch.no_grad()
-def measure(estimator: FlowEstimator, held_out: FlowSample, evals: tuple[int, ...]) -> dict[str, list[float]]:
-    """Error and residual after so many evaluations, without early stop.
+def error_curve(estimator: FlowEstimator, held_out: FlowSample, evals: tuple[int, ...]) -> dict[str, list[float]]:
+    """Error and residual after several numbers of evaluations, without early stop.
 
     Returns:
         ``evals``; ``error_px``, the mean end-point error; ``residual_px``, how far the evaluation moved the flow,
         RMS in full-size pixels, mean over pairs, and ``residual_median_px``.
     """
-    training = estimator.training
-    estimator.eval()
-    curve: dict[str, list[float]] = {"evals": [], "error_px": [], "residual_px": [], "residual_median_px": []}
-    state, before = None, 0
-    for k in sorted(evals):
-        # Plain iteration goes on from f(z) as if it had not been interrupted.
-        output = estimator(held_out.image1, held_out.image2, start=state, stop=Stop(max_evals=k - before, atol=0.0))
-        state, before = output.state, k
-        curve["evals"].append(k)
-        errors = mean_endpoint_error(output.flow, held_out.flow, held_out.valid)
-        curve["error_px"].append(round(float(errors.mean()), 5))
-        curve["residual_px"].append(round(float(output.solve.residual.mean()), 6))
-        curve["residual_median_px"].append(round(float(output.solve.residual.median()), 6))
+    training, evals = estimator.training, tuple(sorted(evals))
+    flows, solved = flows_after(estimator.eval(), held_out.image1, held_out.image2, evals)
     estimator.train(training)
-    return curve
+    errors = [mean_endpoint_error(flows[k], held_out.flow, held_out.valid).mean() for k in evals]
+    residuals = [solved.kept[k].residual for k in evals]
+    return {
+        "evals": list(evals),
+        "error_px": [round(float(error), 5) for error in errors],
+        "residual_px": [round(float(residual.mean()), 6) for residual in residuals],
+        "residual_median_px": [round(float(residual.median()), 6) for residual in residuals],
+    }
 
 
 def _stack(pairs: SyntheticPairs) -> FlowSample:
     return FlowSample(*(torch.stack(tensors) for tensors in zip(*(pairs[i] for i in range(len(pairs))), strict=True)))
-
-
-def complete(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored training configuration with today's settings: what was run before one existed had its default."""
-    defaults = asdict(TrainConfig())
-    return json.loads(json.dumps(defaults | stored | {"scenes": defaults["scenes"] | stored["scenes"]}))
-
-
-def _digest(estimator: FlowEstimator) -> str:
-    weights = b"".join(tensor.numpy().tobytes() for tensor in estimator.state_dict().values())
-    return hashlib.sha256(weights).hexdigest()
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
@@ -239,6 +222,6 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def _limited(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without the limits that are infinite, which json cannot hold: no limit."""
+    """Settings without those that are infinite, which json cannot hold; a missing limit means no limit."""
     kept = {name: value for name, value in settings.items() if value != math.inf}
     return {name: _limited(value) if isinstance(value, dict) else value for name, value in kept.items()}

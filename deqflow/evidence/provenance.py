@@ -1,5 +1,6 @@
-"""Where a number comes from: commit, versions, hardware. Stored with every result."""
+"""Where a number comes from: commit, versions, hardware, weights. Stored with every result."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 PACKAGES = ("deqflow", "torch", "numpy", "opencv-python-headless", "scikit-image", "scipy")
 
@@ -16,7 +18,7 @@ def provenance(folder: str | Path = ".") -> dict[str, Any]:
     """Return commit, whether the working tree differs from it, versions and hardware, as json can hold them.
 
     Args:
-        folder: a folder of the checkout; outside of one, commit is None.
+        folder: a folder of the checkout. For any other folder, commit is None.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     return {
@@ -27,8 +29,14 @@ def provenance(folder: str | Path = ".") -> dict[str, Any]:
     }
 
 
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a model's weights and buffers: equal for equal weights, on any device."""
+    tensors = (tensor.detach().cpu().contiguous() for tensor in model.state_dict().values())
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
 def hardware() -> dict[str, Any]:
-    """Return processor, cores, threads of torch, names of GPUs and the system's name."""
+    """Return the processor, its cores, torch's threads, the names of the GPUs, and the system."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "processor": _processor(),

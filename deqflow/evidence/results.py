@@ -1,4 +1,4 @@
-"""Results files: json that says where it comes from, committed under ``reports/published``."""
+"""Results files: json with the provenance of its figures. Those in ``reports/published`` are committed."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from deqflow.data.writing import write_whole
 
 
 def published(name: str) -> Path:
-    """Where the checkout keeps the results of an experiment."""
+    """The path of an experiment's committed results in the checkout."""
     return Path(__file__).parents[2] / "reports" / "published" / f"{name}.json"
 
 
@@ -18,7 +18,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """Read a results file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if not path.exists():
@@ -27,12 +27,12 @@ def load_results(path: str | Path) -> dict[str, Any]:
 
 
 def save_results(results: dict[str, Any], path: str | Path) -> None:
-    """Write a results file: whole, or not at all."""
+    """Write a results file, whole or not at all."""
     write_whole(path, json.dumps(results, indent=1) + "\n")
 
 
 def curves(results: dict[str, Any], quantity: str) -> dict[str, np.ndarray]:
-    """A quantity of the finished runs' curves, by variant: (seeds, evals)."""
+    """One quantity of the error curves of all finished runs, by variant: (seeds, evals) each."""
     by_variant: dict[str, list[list[float]]] = {}
     for run in results["runs"]:
         if "curve" in run:

@@ -1,4 +1,4 @@
-"""What reuse saves, and what it costs: each policy on the same videos, to the same residual (claim C5)."""
+"""Fixed-point reuse on video (claim C5): each policy solves the same videos to the same residual."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,13 +30,14 @@ RUBBERWHALE_FLOW = "middlebury/other-gt-flow/RubberWhale/flow10.flo"
 
 
 @dataclass(frozen=True)
-class Clip:
-    """Consecutive frames, (3, H, W) in 0..255, and what is known of them.
+class VideoSample:
+    """Consecutive frames, (3, H, W) in 0..255, with their true flow as far as it is known.
 
     Attributes:
         images: T frames.
-        flows: true flow from each to the next, (2, H, W), NaN where unknown; None for a pair without. Empty if none is.
-        cuts: frames that begin a new scene.
+        flows: true flow from each frame to the next, (2, H, W), NaN where unknown; None for a pair whose flow is
+            unknown. Empty if no flow is known.
+        cuts: numbers of the frames that begin a new scene.
     """
 
     images: Sequence[Tensor]
@@ -44,23 +45,23 @@ class Clip:
     cuts: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, video: SyntheticVideo) -> "Clip":
-        """A procedural video, all frames at once."""
+    def of(cls, video: SyntheticVideo) -> "VideoSample":
+        """All frames of a procedural video."""
         frames: list[VideoFrame] = [video[i] for i in range(len(video))]
         flows = [frame.flow if bool(frame.valid.all()) else None for frame in frames]
         return cls([frame.image for frame in frames], flows, video.cuts)
 
     @classmethod
-    def from_files(cls, paths: Sequence[Path], shrink: int = 1) -> "Clip":
-        """Pictures, made smaller by a whole number."""
+    def from_files(cls, paths: Sequence[Path], shrink: int = 1) -> "VideoSample":
+        """Image files; ``shrink`` is a whole number by which both sides are divided."""
         return cls([F.avg_pool2d(read_image(path), shrink)[0] for path in paths])
 
 
 def flicker(flow: Tensor, following: Tensor) -> float:
-    """How much the flow changes along its own trajectories, in pixels: mean of ``|following(p + flow(p)) - flow(p)|``.
+    """Change of the flow along its own trajectories, in pixels: mean of ``|following(p + flow(p)) - flow(p)|``.
 
     Args:
-        flow, following: (1, 2, H, W), of a frame and of the next one. Pixels that leave the frame don't count.
+        flow, following: (1, 2, H, W), of a frame and of the next one. Pixels that leave the frame do not count.
     """
     inside = warp(torch.ones_like(flow[:, :1]), flow)[:, 0] > 0.99
     change = torch.linalg.vector_norm(warp(following, flow) - flow, dim=1)
@@ -68,18 +69,18 @@ def flicker(flow: Tensor, following: Tensor) -> float:
 
 
 @torch.no_grad()
-def run_clip(estimator: FlowEstimator, clip: Clip, policy: Policy, stop: Stop) -> list[VideoStep]:
-    """The flow of each frame but the last."""
+def run_clip(estimator: FlowEstimator, clip: VideoSample, policy: Policy, stop: Stop) -> list[VideoStep]:
+    """Estimate the flow of each frame but the last."""
     video = VideoFlow(estimator, policy=policy, stop=stop)
     return [step for _, step in video.run(image[None] for image in clip.images)]
 
 
-def summarise(clip: Clip, steps: Sequence[VideoStep]) -> dict[str, list[float]]:
-    """Numbers of the pairs that a policy has a say in: all but the first, and those that span a cut.
+def summarise(clip: VideoSample, steps: Sequence[VideoStep]) -> dict[str, list[float]]:
+    """Figures of the pairs that a policy affects: all but the first pair, and but those that span a cut.
 
     Returns:
-        ``evaluations``, ``start_residual_px`` and ``residual_px`` of each such pair; ``error_px`` where the truth is
-        known; ``flicker_px`` of those that go on in the next one.
+        ``evaluations``, ``start_residual_px`` and ``residual_px`` of each such pair; ``error_px`` of those whose flow
+        is known; ``flicker_px`` of those whose next pair belongs to the same scene.
     """
     numbers: dict[str, list[float]] = {
         name: [] for name in ("evaluations", "start_residual_px", "residual_px", "error_px", "flicker_px")
@@ -92,7 +93,7 @@ def summarise(clip: Clip, steps: Sequence[VideoStep]) -> dict[str, list[float]]:
         numbers["start_residual_px"].append(step.start_residual)
         numbers["residual_px"].append(step.residual)
         truth = clip.flows[i] if clip.flows else None
-        if truth is not None:
+        if truth is not None and bool(torch.isfinite(truth).all(0).any()):
             known = torch.isfinite(truth).all(0)[None]
             numbers["error_px"].append(float(mean_endpoint_error(step.flow, truth[None], known)[0]))
         if i + 1 < len(steps) and i + 2 not in clip.cuts:
@@ -100,12 +101,12 @@ def summarise(clip: Clip, steps: Sequence[VideoStep]) -> dict[str, list[float]]:
     return numbers
 
 
-def at_cuts(clip: Clip, steps: Sequence[VideoStep], cold: Sequence[VideoStep]) -> dict[str, int]:
-    """How cuts were taken: found, false alarms, and evaluations beyond those of ``cold``, the policy "reset".
+def at_cuts(clip: VideoSample, steps: Sequence[VideoStep], cold: Sequence[VideoStep]) -> dict[str, int]:
+    """Cuts that were found and false alarms, and additional evaluations compared with ``cold``, the policy "reset".
 
     Returns:
-        ``cuts``, ``found``, ``false_alarms``, and ``most_extra``, the largest excess in a pair that spans a cut or
-        follows it.
+        ``cuts``, ``found``, ``false_alarms``, and ``most_extra``, the greatest number of additional evaluations in a
+        pair that spans a cut or follows it.
     """
     spanning = {cut - 1 for cut in clip.cuts}
     alarms = {i for i, step in enumerate(steps) if step.cut}
@@ -117,26 +118,26 @@ def at_cuts(clip: Clip, steps: Sequence[VideoStep], cold: Sequence[VideoStep]) -
 
 def procedural_clips(
     *, length: int = 10, seeds: Sequence[int] = (100, 101), height: int = 128, width: int = 160
-) -> dict[str, list[Clip]]:
-    """Clips with exact flow, by name: slow, ordinary and fast motion, and ordinary motion with a cut or two."""
+) -> dict[str, list[VideoSample]]:
+    """Clips with exact flow by name: slow, ordinary and fast motion, and ordinary motion with one or two cuts."""
     scenes = SceneConfig(height=height, width=width)
-    clips: dict[str, list[Clip]] = {}
+    clips: dict[str, list[VideoSample]] = {}
     for speed in ("slow", "ordinary", "fast"):
-        clips[speed] = [Clip.of(SyntheticVideo(length, seed=seed, config=scenes, speed=speed)) for seed in seeds]
+        clips[speed] = [VideoSample.of(SyntheticVideo(length, seed=seed, config=scenes, speed=speed)) for seed in seeds]
     cuts = (length // 2,) if length < 9 else (length // 3 + 1, 2 * length // 3 + 1)
-    clips["with cuts"] = [Clip.of(SyntheticVideo(length, seed=seed, config=scenes, cuts=cuts)) for seed in seeds]
+    clips["with cuts"] = [VideoSample.of(SyntheticVideo(length, seed=seed, config=scenes, cuts=cuts)) for seed in seeds]
     return clips
 
 
-def real_clips(data: Path) -> dict[str, list[Clip]]:
-    """Sintel's alley_1, frames 16 to 25 at half size, and Middlebury's RubberWhale, where the folder has them."""
+def real_clips(data: Path) -> dict[str, list[VideoSample]]:
+    """Sintel's alley_1, frames 16 to 25 at half size, and Middlebury's RubberWhale, if the folder has them."""
     sintel = [data / SINTEL / f"frame_{number:04d}.png" for number in range(16, 26)]
     whale = [data / RUBBERWHALE / f"frame{number:02d}.png" for number in range(7, 15)]
-    clips: dict[str, list[Clip]] = {}
+    clips: dict[str, list[VideoSample]] = {}
     if all(path.is_file() for path in sintel):
-        clips["Sintel alley_1"] = [Clip.from_files(sintel, shrink=2)]
+        clips["Sintel alley_1"] = [VideoSample.from_files(sintel, shrink=2)]
     if all(path.is_file() for path in whale):
-        clip = Clip.from_files(whale)
+        clip = VideoSample.from_files(whale)
         if (data / RUBBERWHALE_FLOW).is_file():
             flow, valid = read_flow(data / RUBBERWHALE_FLOW)
             known = torch.where(valid, flow, torch.nan)
@@ -146,14 +147,14 @@ def real_clips(data: Path) -> dict[str, list[Clip]]:
 
 
 def compare(
-    estimator: FlowEstimator, clips: Sequence[Clip], *, atol: float, max_evals: int = 60
+    estimator: FlowEstimator, clips: Sequence[VideoSample], *, atol: float, max_evals: int = 60
 ) -> dict[str, dict[str, Any]]:
-    """Each policy on the same clips, to the same residual: means over pairs, and how cuts were taken.
+    """Run each policy on the same clips, to the same residual; return means over pairs, and figures of the cuts.
 
     Args:
         estimator: of the flow.
-        clips: what to run on.
-        atol: tolerance, RMS movement of the flow in full-size pixels.
+        clips: the videos.
+        atol: tolerance: how far one more evaluation may move the flow, RMS in full-size pixels.
         max_evals: budget of each pair.
     """
     stop = Stop(max_evals=max_evals, atol=atol)
@@ -174,19 +175,19 @@ def run_benchmark(
     *,
     model: str = "deqflow-small",
     data: str | Path = "data",
-    clips: Mapping[str, Sequence[Clip]] | None = None,
+    clips: Mapping[str, Sequence[VideoSample]] | None = None,
     tolerances: Sequence[float] = TOLERANCES,
     on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Compare the policies on procedural clips and on the real ones in ``data``; write a results file after each.
+    """Compare the policies on procedural clips and on the real ones in ``data``; write the results file after each.
 
     Args:
         out: the results file (json).
-        model: a shipped model's name, or a checkpoint of deqflow's.
+        model: the name of a shipped model, or the path of one of deqflow's checkpoints.
         data: folder of data sets.
-        clips: to run on instead.
+        clips: the videos by name; the procedural and real ones if not given.
         tolerances: in full-size pixels.
-        on_row: sees each entry.
+        on_row: called with each entry of the results.
     """
     estimator = checkpoints.load(model)
     if clips is None:

@@ -1,5 +1,7 @@
 """Pixel grids, sampling, warping and its reverse, upsampling and padding. Flow is (B, 2, H, W): x right, y down."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
@@ -125,16 +127,19 @@ def upsample_convex(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
 
 
 class Padding:
-    """Replicates the border so that both sides divide by ``multiple``; shared out as RAFT does, centred.
+    """Replicates the border so that both sides divide by ``multiple``.
 
     Args:
         height, width: of the images to come.
         multiple: what the padded sides divide by.
+        where: which place the image has in the padded one. "centre" splits the new rows and columns between both
+            sides; RAFT and DEQ-Flow do so on Sintel. "top" splits the columns only and puts all new rows below the
+            image; they do so on KITTI.
     """
 
-    def __init__(self, height: int, width: int, multiple: int = 8) -> None:
+    def __init__(self, height: int, width: int, multiple: int = 8, where: Literal["centre", "top"] = "centre") -> None:
         extra_y, extra_x = -height % multiple, -width % multiple
-        self.left, self.top = extra_x // 2, extra_y // 2
+        self.left, self.top = extra_x // 2, 0 if where == "top" else extra_y // 2
         self.right, self.bottom = extra_x - self.left, extra_y - self.top
 
     def pad(self, image: Tensor) -> Tensor:

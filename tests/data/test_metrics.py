@@ -103,6 +103,18 @@ def test_an_outlier_is_wrong_by_3_px_and_by_5_percent(length, error, outlier):
     assert errors.summary()["f1_all"] == float(outlier)
 
 
+def test_shares_of_pixels_within_1_3_and_5_px():
+    target = torch.zeros(1, 2, 1, 8)
+    flow = target.clone()
+    flow[0, 0, 0] = torch.tensor([0.0, 1.0, 1.01, 3.0, 3.01, 5.0, 5.01, torch.nan])
+    valid = torch.ones(1, 1, 8, dtype=torch.bool)
+    errors = FlowErrors()
+    errors.add(flow, target, valid)
+    summary = errors.summary()
+    assert summary["within"] == pytest.approx({"1": 2 / 8, "3": 4 / 8, "5": 6 / 8})
+    assert summary["outliers_1px"] == pytest.approx(6 / 8)
+
+
 def test_errors_are_told_apart_by_displacement_and_by_occlusion():
     target = torch.zeros(1, 2, 1, 4)
     target[0, 0, 0] = torch.tensor([9.99, 10.0, 40.0, 200.0])
@@ -161,6 +173,8 @@ def test_a_mean_over_nothing_is_none():
     summary = errors.summary()
     assert (summary["pairs"], summary["pixels"]) == (0, 0)
     assert summary["epe_px"] is summary["pair_epe_px"] is summary["f1_all"] is summary["unmatched_px"] is None
+    assert summary["outliers_1px"] is None
+    assert set(summary["within"].values()) == {None}
     assert set(summary["by_speed_px"].values()) == set(summary["speed_share"].values()) == {None}
 
 

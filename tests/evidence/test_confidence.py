@@ -10,7 +10,7 @@ from pairs import problem_of
 import deqflow
 from deqflow.__main__ import main
 from deqflow.data.metrics import endpoint_error
-from deqflow.data.synthetic import SceneConfig, SyntheticPairs
+from deqflow.data.synthetic import SceneConfig, SyntheticPairs, out_of_frame
 from deqflow.evidence.confidence import (
     FEATURES,
     SHIPPED_CONFIDENCE,
@@ -18,16 +18,17 @@ from deqflow.evidence.confidence import (
     ConfidenceModel,
     FitConfig,
     Fitted,
-    digest,
     estimate_both_ways,
+    evaluate_confidence,
     features,
     fit,
     fit_confidence,
     forward_backward,
     load_confidence,
-    measure_confidence,
+    run_confidence,
 )
 from deqflow.evidence.confidence.fitting import occlusion_scores, real_pairs
+from deqflow.evidence.provenance import digest
 from deqflow.evidence.results import load_results
 from deqflow.model.state import FlowState
 from deqflow.solvers import Stop
@@ -175,13 +176,38 @@ def test_a_fit_says_what_it_expects():
 def test_confidence_is_calibrated_on_scenes_of_its_kind_and_better_than_consistency(estimator, fitted):
     pairs = SyntheticPairs(5, seed=11, config=SCENES)
     told = []
-    got = measure_confidence(estimator, fitted, (pairs[i] for i in range(len(pairs))), told.append)
+    got = evaluate_confidence(estimator, fitted, (pairs[i] for i in range(len(pairs))), told.append)
     ours, alone = got["confidence"], got["consistency"]
     assert got["pairs"] == len(told) == 5
     assert ours["expected_calibration_error"] < 0.2
     assert ours["ause"] < 0.8 * got["chance"]["ause"]
     assert ours["ause"] < alone["ause"] + 0.02
     assert sum(row["pixels"] for row in ours["reliability"]) == pytest.approx(1)
+
+
+def test_pairs_without_a_known_flow_do_not_count(estimator, fitted):
+    pair = SyntheticPairs(1, seed=11, config=SCENES)[0]
+    unknown = pair._replace(valid=torch.zeros_like(pair.valid))
+    both, alone = (evaluate_confidence(estimator, fitted, pairs) for pairs in ([unknown, pair], [pair]))
+    assert both == alone
+    assert evaluate_confidence(estimator, fitted, [unknown]) is None
+
+
+def test_a_set_without_a_known_flow_is_left_out_and_the_others_follow(estimator, monkeypatch):
+    pair = SyntheticPairs(1, seed=11, config=SCENES)[0]
+    unknown = pair._replace(valid=torch.zeros_like(pair.valid))
+    monkeypatch.setattr("deqflow.evidence.confidence.fitting.real_pairs", lambda _: [("a", [unknown]), ("b", [pair])])
+    said = []
+    _, results = run_confidence(estimator, "deqflow-small", "data", replace(SMALL, pairs=2), said.append)
+    assert [row["set"] for row in results["rows"]] == ["procedural, held out", "b"]
+    assert "a: no pixel with known flow, left out" in said
+
+
+def test_out_of_frame_is_the_same_as_for_procedural_pairs():
+    flow = uniform(2.6, -1.4)
+    got = forward_backward(flow, -flow)
+    assert torch.equal(got.outside, out_of_frame(flow))
+    assert got.outside.sum() == 20 * 30 - 19 * 27
 
 
 def test_confidence_is_high_where_the_flow_is_right(fitted, outputs):
@@ -221,8 +247,8 @@ def test_what_is_saved_is_read(tmp_path, fitted):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("{", "damaged or no confidence model"),
-        ("[]", "damaged or no confidence model"),
+        ("{", "damaged or is not a confidence model"),
+        ("[]", "damaged or is not a confidence model"),
         ('{"weights": {"colour": 1}, "bias": 0, "threshold_px": 1, "recipe": {}}', "got colour: fit it again"),
         ('{"weights": {}, "bias": 0, "threshold_px": 1, "recipe": {}}', "got none"),
         ('{"weights": {"occluded": 1}, "bias": 0, "threshold_px": 0, "recipe": {}}', "more than 0 px, got 0.0"),
@@ -240,6 +266,7 @@ def test_a_missing_model_says_how_to_make_one(tmp_path):
         load_confidence(tmp_path / "none.json")
 
 
+@pytest.mark.claims
 def test_the_shipped_confidence_belongs_to_the_shipped_weights(estimator):
     shipped = load_confidence()
     assert shipped.recipe["weights_sha256"] == digest(estimator), "run: python -m deqflow confidence"
@@ -288,7 +315,9 @@ def test_the_command_fits_and_measures(tmp_path, capsys, monkeypatch):
     fitted, out = tmp_path / "fitted.json", tmp_path / "results.json"
     command = ["confidence", "--pairs", "2", "--data-root", str(tmp_path), "--fitted", str(fitted), "--out", str(out)]
     assert main(command) == 0
-    assert f"Wrote {fitted} and {out}." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean end-point error" in said
+    assert f"Wrote {fitted} and {out}." in said
     results = json.loads(out.read_text())
     assert [(row["set"], row["pairs"]) for row in results["rows"]] == [("procedural, held out", 1), ("motorcycle", 1)]
     assert load_confidence(fitted).weights == results["model"]["weights"]

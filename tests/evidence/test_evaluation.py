@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from layouts import write_chairs_samples, write_kitti, write_sintel
 
 import deqflow
@@ -152,16 +153,31 @@ def test_benchmarks_come_with_their_subsets_and_their_own_mean(tmp_path):
     assert not sets["kitti-2015"].pooled
     assert len(sets["sintel-clean"].pairs) == len(benchmarks["sintel-clean"]) > 1
     assert set(benchmarks) - {"chairs-samples"} <= set(sets)
-    assert len(evaluation_sets(tmp_path, replace(QUICK, most=1))["sintel-clean"].pairs) == 1
-    assert len(evaluation_sets(tmp_path, replace(QUICK, most=1))["chairs-9"].pairs) == 9
+    assert sets["kitti-2015"].place == "top"
+    assert {chosen.place for name, chosen in sets.items() if not name.startswith("kitti")} == {"centre"}
+
+
+def test_most_pairs_of_each_set_are_spread_over_it(tmp_path):
+    write_sintel(tmp_path)
+    write_chairs_samples(tmp_path, pairs=9)
+    whole = evaluation_sets(tmp_path, replace(QUICK, procedural=3))
+    sets = evaluation_sets(tmp_path, replace(QUICK, procedural=3, most=2))
+    assert sets.keys() == whole.keys()
+    assert {name: len(chosen.pairs) for name, chosen in sets.items()} == {
+        name: min(2, len(chosen.pairs)) for name, chosen in whole.items()
+    }
+    for i, k in enumerate((2, 6)):
+        assert torch.equal(sets["chairs-9"].pairs[i].flow, whole["chairs-9"].pairs[k].flow)
+    assert sets["sintel-clean"].pooled
 
 
 def test_a_subset_has_the_named_pairs_in_their_order_or_is_none(tmp_path):
     write_chairs_samples(tmp_path, pairs=3)
     whole = available_benchmarks(tmp_path)["chairs-samples"]
     part = subset(whole, ("0000002-gt.flo", "0000000-gt.flo"))
-    assert [pair.flow.name for pair in part.files] == ["0000002-gt.flo", "0000000-gt.flo"]
+    assert torch.equal(part[0].flow, whole[2].flow)
     assert torch.equal(part[1].flow, whole[0].flow)
+    assert len(part) == 2
     assert len(whole) == 3
     assert subset(whole, ("0000000-gt.flo", "0000009-gt.flo")) is None
     assert subset(whole, ("00-gt.flo",)) is None, "names are whole"
@@ -180,8 +196,16 @@ def test_the_figures_of_the_targets_are_those_of_the_shared_data(shared_data):
 def test_results_say_what_was_measured_and_by_what(estimator, pairs):
     seen = []
     sets = {"some": EvaluationSet(pairs[:1]), "all": EvaluationSet(pairs)}
-    results = evaluate({"mine": estimator}, sets, QUICK, lambda name, sofar: seen.append((name, *sofar["sets"])))
+    steps = []
+    results = evaluate(
+        {"mine": estimator},
+        sets,
+        QUICK,
+        lambda name, sofar: seen.append((name, *sofar["sets"])),
+        lambda *step: steps.append(step),
+    )
     assert seen == [("some", "some"), ("all", "some", "all")]
+    assert steps == [("some", 1, 1), ("all", 1, 2), ("all", 2, 2)]
     assert results["config"]["evals"] == [1, 3, 6]
     assert results["config"]["device"] == "cpu"
     assert results["models"]["mine"]["parameters"] == sum(p.numel() for p in estimator.parameters())
@@ -192,7 +216,48 @@ def test_results_say_what_was_measured_and_by_what(estimator, pairs):
     assert [line.split(" px")[0].rsplit(None, 1)[0].strip() for line in text[1:6]] == [
         "zero flow", "DIS", "mine, 1 evaluations", "mine, 3 evaluations", "mine, 6 evaluations",
     ]  # fmt: skip
+    assert "within 1, 3, 5 px: " in text[1]
     assert "F1-all" in text[1]
+
+
+def test_a_set_without_a_known_flow_has_no_error_and_the_next_set_follows(estimator, pairs):
+    unknown = pairs[0]._replace(valid=torch.zeros_like(pairs[0].valid))
+    sets = {"unknown": EvaluationSet([unknown]), "known": EvaluationSet(pairs[:1])}
+    for pooled in (False, True):
+        sets["unknown"] = EvaluationSet([unknown], pooled)
+        measured = evaluate({"mine": estimator}, sets, QUICK)["sets"]
+        text = report_lines("unknown", measured["unknown"])
+        assert len(text) == 7
+        assert all("no pixel with known flow" in line for line in text[1:])
+        assert measured["unknown"]["methods"]["mine"]["stopped"]["error_px"] is None
+        assert measured["known"]["methods"]["mine"]["stopped"]["error_px"] > 0
+    both = evaluate_set({"mine": estimator}, EvaluationSet([unknown, pairs[0]]), QUICK)["methods"]["DIS"]
+    assert both["error_px"] == measured["known"]["methods"]["DIS"]["error_px"]
+
+
+def test_images_are_padded_as_the_published_programs_pad_them(estimator, pairs):
+    pair = pairs[0]  # 42 x 61: 6 rows and 3 columns are missing
+    found = estimate_pair(estimator, pair, QUICK, "top")
+    padded = [F.pad(image[None], (1, 2, 0, 6), mode="replicate") for image in (pair.image1, pair.image2)]
+    with torch.no_grad():
+        expected = estimator(*padded, stop=Stop(max_evals=3, atol=0.0)).flow[..., :42, 1:62]
+        stopped = estimator(*padded).flow[..., :42, 1:62]
+    torch.testing.assert_close(found.flows[3], expected)
+    torch.testing.assert_close(found.stopped, stopped)
+    published = replace(QUICK, padding="published")
+    kitti, other = EvaluationSet([pair], place="top"), EvaluationSet([pair])
+    at = {
+        name: evaluate_set({"mine": estimator}, chosen, config)["methods"]["mine"]["at"]["3"]["error_px"]
+        for name, chosen, config in (
+            ("split", other, QUICK),
+            ("published, other", other, published),
+            ("kitti, split", kitti, QUICK),
+            ("published, kitti", kitti, published),
+        )
+    }
+    assert at["split"] == at["published, other"] == at["kitti, split"] != at["published, kitti"]
+    error = (expected[0] - pair.flow).norm(dim=0)[pair.valid].mean()
+    assert at["published, kitti"] == pytest.approx(error.item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +266,8 @@ def test_results_say_what_was_measured_and_by_what(estimator, pairs):
         ({"evals": ()}, "ascending order"),
         ({"evals": (12, 6)}, "ascending order"),
         ({"evals": (0, 6)}, "from 1"),
+        ({"padding": "bottom"}, "centre or published, got 'bottom'"),
+        ({"padding": "published", "scales": (1.0, 2.0)}, "the published programs solve at one scale"),
         ({"precision": "float8"}, "float32 or bfloat16, got 'float8'"),
         ({"procedural": 0}, "at least 1 pair"),
         ({"most": 0}, "at least 1 pair"),

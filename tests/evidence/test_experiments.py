@@ -11,11 +11,12 @@ from deqflow.data.metrics import mean_endpoint_error
 from deqflow.data.synthetic import SceneConfig
 from deqflow.equilibrium import Phantom, Unrolled
 from deqflow.evidence import experiments
-from deqflow.evidence.experiments import EXPERIMENTS, Experiment, Variant, measure, prepare, run_experiment
-from deqflow.evidence.results import curves, load_results, published, save_results
+from deqflow.evidence.experiments import EXPERIMENTS, Experiment, Variant, error_curve, prepare, run_experiment
+from deqflow.evidence.results import curves, load_results, published
 from deqflow.model import checkpoints
 from deqflow.solvers import Stop
 from deqflow.training import Trainer
+from deqflow.training.files import complete
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: what a person does)
@@ -114,15 +115,6 @@ def test_results_of_another_experiment_are_refused(finished):
     assert finished.read_bytes() == before
 
 
-def test_results_from_before_a_setting_existed_are_gone_on_with(finished, tmp_path):
-    results, out = load_results(finished), tmp_path / "results.json"
-    del results["config"]["config"]["jacobian_weight"]
-    save_results(results | {"runs": results["runs"][:7]}, out)
-    resumed = run_experiment("corrections", short("corrections"), out)
-    assert resumed["config"] == load_results(finished)["config"]
-    assert len(resumed["runs"]) == 8
-
-
 def test_every_gradient_trains(tmp_path):
     results = run_experiment("gradients", replace(short("gradients"), seeds=(0,)), tmp_path / "results.json")
     assert set(curves(results, "error_px")) == set(EXPERIMENTS["gradients"].variants)
@@ -186,12 +178,12 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
     assert set(curves(results, "error_px")) == {"1", "3", "6"}
 
 
-def test_measuring_stops_at_each_number_of_evaluations():
+def test_an_error_curve_has_the_error_after_each_number_of_evaluations():
     experiment = short("corrections")
     held_out = prepare(experiment).held_out
     torch.manual_seed(0)
     estimator = build("mini")
-    curve = measure(estimator, held_out, (5, 2))
+    curve = error_curve(estimator, held_out, (5, 2))
     assert estimator.training
     assert curve["evals"] == [2, 5]
     estimator.eval()
@@ -214,6 +206,25 @@ def test_the_command_runs_an_experiment(tmp_path, monkeypatch, capsys):
     assert "expected one of corrections, gradients" in capsys.readouterr().err
 
 
+def test_an_error_curve_is_of_one_solve_that_is_not_repeated_with_damping(monkeypatch):
+    held_out = prepare(short("corrections")).held_out
+    torch.manual_seed(0)
+    estimator = build("mini")
+    calls = []
+    estimator.update.register_forward_hook(lambda *_: calls.append(1))
+    convert = estimator.problem
+
+    def growing(*features):  # a map without a fixed point to find, which the estimator would damp
+        problem = convert(*features)
+        return replace(problem, f=lambda z: 2 * problem.f(z) + 1)
+
+    monkeypatch.setattr(estimator, "problem", growing)
+    curve = error_curve(estimator, held_out, (3, 8))
+    assert len(calls) == 8
+    assert curve["residual_px"][1] > curve["residual_px"][0] > 0
+
+
+@pytest.mark.claims
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_published_results_are_complete(name):
     results, experiment = load_results(published(name)), EXPERIMENTS[name]
@@ -221,5 +232,5 @@ def test_the_published_results_are_complete(name):
     assert {(run["variant"], run["seed"]) for run in results["runs"]} == asked
     stored, today = results["config"], experiments.describe(experiment)
     assert stored["variants"] == today["variants"]
-    assert experiments.complete(stored["config"]) == today["config"]
+    assert complete(stored["config"]) == today["config"]
     assert all(run["commit"] for run in results["runs"])

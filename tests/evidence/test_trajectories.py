@@ -128,6 +128,13 @@ def test_principal_components_agree_with_the_singular_values(generator):
     assert (projection.paths[0].max(0).values >= -projection.paths[0].min(0).values).all()  # the sign is fixed
 
 
+def test_principal_components_of_points_of_one_dimension_have_zeros_in_the_others():
+    projection = principal_components([torch.arange(5.0)[:, None]], components=3)
+    assert projection.paths[0].shape == (5, 3)
+    assert projection.paths[0][:, 1:].abs().max() == 0
+    assert projection.explained.tolist() == pytest.approx([1, 0, 0])
+
+
 def test_principal_components_of_points_that_are_all_the_same_are_zero():
     projection = principal_components([torch.ones(5, 4)])
     assert torch.isfinite(projection.explained).all()

@@ -150,6 +150,9 @@ def test_padding_replicates_the_border():
     image = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[None, None]
     assert Padding(2, 2, 4).pad(image)[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
     assert Padding(8, 16).pad(image) is image
+    below = Padding(2, 2, 4, "top")
+    assert below.pad(image)[0, 0].tolist() == [[1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4], [3, 3, 4, 4]]
+    assert torch.equal(below.crop(below.pad(image)), image)
 
 
 def splat_slowly(values: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

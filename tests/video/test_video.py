@@ -11,7 +11,7 @@ from torch import Tensor
 
 import deqflow
 from deqflow import build
-from deqflow.evidence.video_reuse import Clip, at_cuts, flicker, run_clip, summarise
+from deqflow.evidence.video_reuse import VideoSample, at_cuts, flicker, run_clip, summarise
 from deqflow.model.geometry import pixel_grid, sample_bilinear
 from deqflow.model.scales import resize_flow, resize_images, stop_at_scale
 from deqflow.model.state import FlowState
@@ -109,7 +109,7 @@ def test_recurrent_models_carry_the_flow_alone_and_others_both(estimator, twin, 
 
 
 def test_a_twins_flow_alone_is_a_start_nearer_to_the_end_than_none(twin, moving):
-    cold, warm = (run_clip(twin, Clip([x[0] for x in moving]), policy, STOP) for policy in ("reset", "flow"))
+    cold, warm = (run_clip(twin, VideoSample([x[0] for x in moving]), policy, STOP) for policy in ("reset", "flow"))
     assert [step.reset for step in warm] == [True, *[False] * 4]
     for one, other in zip(warm[1:], cold[1:], strict=True):
         assert one.start_residual < 0.7 * other.start_residual
@@ -117,8 +117,8 @@ def test_a_twins_flow_alone_is_a_start_nearer_to_the_end_than_none(twin, moving)
 
 @pytest.mark.parametrize("policy", ["warp", "reuse"])
 def test_a_carried_start_is_nearer_to_the_end_and_needs_less(estimator, moving, policy):
-    cold = run_clip(estimator, Clip([x[0] for x in moving]), "reset", STOP)
-    warm = run_clip(estimator, Clip([x[0] for x in moving]), policy, STOP)
+    cold = run_clip(estimator, VideoSample([x[0] for x in moving]), "reset", STOP)
+    warm = run_clip(estimator, VideoSample([x[0] for x in moving]), policy, STOP)
     assert torch.equal(warm[0].flow, cold[0].flow)
     assert [step.reset for step in warm] == [True, *[False] * 4]
     for one, other in zip(warm[1:], cold[1:], strict=True):
@@ -177,13 +177,13 @@ def test_the_first_evaluation_is_not_made_twice(estimator, moving, monkeypatch):
     calls = []
     forward = type(estimator.update).forward
     monkeypatch.setattr(type(estimator.update), "forward", lambda *a: calls.append(1) or forward(*a))
-    steps = run_clip(estimator, Clip([x[0] for x in moving]), "warp", STOP)
+    steps = run_clip(estimator, VideoSample([x[0] for x in moving]), "warp", STOP)
     assert len(calls) == sum(step.evaluations for step in steps)
 
 
 @pytest.mark.parametrize("policy", ["warp", "reuse"])
 def test_a_cut_resets_and_costs_at_most_one_evaluation(estimator, with_cut, policy):
-    clip = Clip([x[0] for x in with_cut], cuts=(5,))
+    clip = VideoSample([x[0] for x in with_cut], cuts=(5,))
     warm, cold = (run_clip(estimator, clip, p, STOP) for p in (policy, "reset"))
     assert [i for i, step in enumerate(warm) if step.cut] == [4]
     assert [i for i, step in enumerate(warm) if step.reset] == [0, 4, 5]
@@ -337,7 +337,7 @@ def test_flicker_follows_trajectories():
 
 def test_what_is_summed_up_leaves_out_the_first_pair_and_cuts(estimator, with_cut):
     truth = [torch.zeros(2, 48, 64)] * 9
-    clip = Clip([x[0] for x in with_cut], [*truth[:4], None, *truth[5:]], cuts=(5,))
+    clip = VideoSample([x[0] for x in with_cut], [*truth[:4], None, *truth[5:]], cuts=(5,))
     steps = run_clip(estimator, clip, "reset", STOP)
     numbers = summarise(clip, steps)
     assert len(steps) == 8
@@ -345,5 +345,9 @@ def test_what_is_summed_up_leaves_out_the_first_pair_and_cuts(estimator, with_cu
     assert numbers["evaluations"] == [step.evaluations for step in kept]
     assert numbers["error_px"] == pytest.approx([float(s.flow.norm(dim=1).mean()) for s in kept], rel=1e-5)
     assert len(numbers["flicker_px"]) == 4  # 1-2, 2-3; 5-6, 6-7
+    nowhere = torch.full((2, 48, 64), torch.nan)  # a true flow without a known pixel
+    assert summarise(replace(clip, flows=[nowhere, nowhere, *clip.flows[2:]]), steps)["error_px"] == pytest.approx(
+        numbers["error_px"][1:]
+    )
     untrue = summarise(replace(clip, flows=()), steps)
     assert untrue["error_px"] == []

@@ -1,4 +1,4 @@
-"""What one can know of a flow without the truth: forward-backward consistency, occlusion, and a calibrated confidence.
+"""The quality of a flow without the truth: forward-backward consistency, occlusion, and a calibrated confidence.
 
 >>> forward, backward = estimate_both_ways(estimator, image1, image2)
 >>> forward_backward(forward.flow, backward.flow).occluded  # (B, H, W) booleans
@@ -10,9 +10,8 @@ from deqflow.evidence.confidence.fitting import (
     Calibration,
     FitConfig,
     Fitted,
-    digest,
+    evaluate_confidence,
     fit_confidence,
-    measure_confidence,
     run_confidence,
 )
 from deqflow.evidence.confidence.logistic import (
@@ -32,13 +31,12 @@ __all__ = [
     "Consistency",
     "FitConfig",
     "Fitted",
-    "digest",
     "estimate_both_ways",
+    "evaluate_confidence",
     "features",
     "fit",
     "fit_confidence",
     "forward_backward",
     "load_confidence",
-    "measure_confidence",
     "run_confidence",
 ]

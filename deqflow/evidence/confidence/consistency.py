@@ -1,10 +1,11 @@
-"""Forward-backward consistency: there along one flow and back along the other should lead to where one was."""
+"""Forward-backward consistency: following one flow and then the flow back should lead to the same pixel."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deqflow.data.synthetic import out_of_frame
 from deqflow.model.estimator import FlowEstimator
 from deqflow.model.geometry import pixel_grid, sample_bilinear
 from deqflow.model.images import check_images, not_finite
@@ -14,13 +15,13 @@ from deqflow.solvers import Rule, Stop
 
 @dataclass(frozen=True)
 class Consistency:
-    """What two flows say of each other.
+    """The comparison of a flow with the flow of the other direction.
 
     Attributes:
         error: length of F(x) + B(x + F(x)), (B, H, W), in pixels. Where x + F(x) is out of frame, B is taken at the
             nearest pixel of the border.
         occluded: where the criterion fails, or the flow leaves the frame, or is not finite, (B, H, W) booleans.
-        outside: where x + F(x) is out of frame, (B, H, W) booleans.
+        outside: where x + F(x) is out of frame, or not finite, (B, H, W) booleans.
     """
 
     error: Tensor
@@ -33,16 +34,16 @@ def forward_backward(
 ) -> Consistency:
     """Compare a flow with the flow of the other direction.
 
-    A pixel is held to be occluded unless ``|F + B(x + F)|^2 < relative (|F|^2 + |B(x + F)|^2) + absolute``
+    A pixel counts as occluded unless ``|F + B(x + F)|^2 < relative (|F|^2 + |B(x + F)|^2) + absolute``
     (Sundaram, Brox, Keutzer 2010, Dense Point Trajectories by GPU-Accelerated Large Displacement Optical Flow, section
     3.2).
 
     Args:
         forward, backward: (B, 2, H, W), from the first to the second image and back, in pixels.
-        relative, absolute: of the criterion, no unit and px^2, with the paper's values.
+        relative, absolute: numbers of the criterion, without unit and in px^2; the defaults are the paper's.
 
     Raises:
-        ValueError: shapes differ or are no flow's, or a number is negative.
+        ValueError: the shapes differ or are not those of a flow, or a number is negative.
     """
     if forward.dim() != 4 or forward.shape[1] != 2 or forward.shape != backward.shape:
         raise ValueError(
@@ -58,17 +59,17 @@ def forward_backward(
 
 
 def fetch(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (B, C, H, W) at the end of each vector of a flow (B, 2, H, W), and where that is out of frame, (B, H, W).
+    """Sample values (B, C, H, W) at the end of each vector of a flow (B, 2, H, W).
 
-    Out of frame, and where the flow is not finite, the nearest pixel of the border stands in.
+    Returns:
+        The samples, (B, C, H, W), and where the end is out of frame or not finite, (B, H, W) booleans. There, the
+        sample is that of the nearest pixel of the border.
     """
     height, width = flow.shape[-2:]
     ends = pixel_grid(height, width, device=flow.device).to(flow) + flow
     last = ends.new_tensor([width - 1, height - 1]).view(1, 2, 1, 1)
-    kept = torch.minimum(ends.nan_to_num().clamp(min=0), last)
-    # Half a pixel beyond the last centre is still inside, as for an image's own area.
-    inside = ((ends >= -0.5) & (ends <= last + 0.5)).all(1)
-    return sample_bilinear(values, kept), ~inside
+    within = torch.minimum(ends.nan_to_num().clamp(min=0), last)
+    return sample_bilinear(values, within), out_of_frame(flow) | ~torch.isfinite(flow).all(1)
 
 
 def estimate_both_ways(

@@ -1,6 +1,5 @@
-"""Fit a confidence on procedural pairs, and measure what it is worth on real ones."""
+"""Fitting a confidence on procedural pairs, and its evaluation on real ones."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from deqflow.data.synthetic import RICH_SCENES, SceneConfig, SyntheticPairs
 from deqflow.evidence.confidence.consistency import estimate_both_ways
 from deqflow.evidence.confidence.logistic import CONSISTENCY_ALONE, FEATURES, ConfidenceModel, features, fit
 from deqflow.evidence.diagnostics import sparsification
-from deqflow.evidence.provenance import provenance
+from deqflow.evidence.provenance import digest, provenance
 from deqflow.model.estimator import FlowEstimator
 
 BINS = 10
@@ -24,16 +23,16 @@ ON_PAIR = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """What a confidence is fitted on.
+    """The data that a confidence is fitted on.
 
     Attributes:
-        pairs: procedural pairs, each taken both ways.
-        pixels: drawn from each pair.
-        seed: of the pairs, and of the pixels drawn; training and validation use others.
-        evals: budgets that the pairs take in turn, so that a solve cut short is known for one; 0 is the
-            estimator's own, with its tolerance.
+        pairs: number of procedural pairs; the flow of each is estimated both ways.
+        pixels: number of pixels drawn from each pair.
+        seed: of the pairs and of the drawn pixels. Training and validation use other seeds.
+        evals: budgets of the pairs, in turn, so that the fit also sees solves that ended too early. 0 stands for the
+            estimator's own budget and tolerance.
         threshold_px: an end-point error under it counts as right.
-        scenes: what the pairs look like.
+        scenes: configuration of the pairs.
     """
 
     pairs: int = 120
@@ -55,7 +54,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Two models of one fit: of all features, and of forward-backward consistency alone, to compare with."""
+    """Two models fitted on the same pixels: with all features, and with the forward-backward error alone."""
 
     model: ConfidenceModel
     alone: ConfidenceModel
@@ -67,10 +66,10 @@ def fit_confidence(
     """Fit the confidence of an estimator on procedural pairs with exact flow.
 
     Args:
-        estimator: to be fitted to.
-        name: it goes by, stored with the models.
-        config: what to fit on.
-        on_pair: told of each pair.
+        estimator: the estimator whose confidence is fitted.
+        name: of the estimator, stored with the models.
+        config: the data of the fit.
+        on_pair: called with a line of text after each pair.
 
     Raises:
         ValueError: the estimator's flow is right everywhere, or wrong everywhere.
@@ -79,7 +78,7 @@ def fit_confidence(
     rows, errors = [], []
     pairs = SyntheticPairs(config.pairs, seed=config.seed, config=config.scenes)
     for i in range(len(pairs)):
-        value, error = _look(estimator, pairs[i], config.evals[i % len(config.evals)])
+        value, error = _features_and_errors(estimator, pairs[i], config.evals[i % len(config.evals)])
         rng = np.random.default_rng([config.seed, i])
         chosen = rng.choice(len(error), min(config.pixels, len(error)), replace=False)
         rows.append(value[chosen])
@@ -100,15 +99,9 @@ def fit_confidence(
     return Fitted(model, alone)
 
 
-def digest(estimator: FlowEstimator) -> str:
-    """SHA-256 of an estimator's weights: what tells whether a confidence was fitted to them."""
-    tensors = (tensor.detach().cpu().contiguous() for tensor in estimator.state_dict().values())
-    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
-
-
 @torch.no_grad()
-def _look(estimator: FlowEstimator, pair: FlowSample, evals: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, F) and end-point errors (N,) of the pixels of a pair whose flow is known; 0 is the own budget."""
+def _features_and_errors(estimator: FlowEstimator, pair: FlowSample, evals: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, F) and end-point errors (N,) of the N pixels with known flow; ``evals`` of 0 is the own budget."""
     stop = estimator.equilibrium.eval_stop
     if evals:
         stop = replace(stop, max_evals=evals, atol=0.0)
@@ -119,11 +112,11 @@ def _look(estimator: FlowEstimator, pair: FlowSample, evals: int = 0) -> tuple[n
 
 
 class Calibration:
-    """Counts, for each tenth of 0..1, how often a confidence in it was right.
+    """Counts for each bin, a tenth of 0..1, how often a confidence in it was right.
 
     Attributes:
-        pixels, right: of each bin, (BINS,).
-        confidence: their sum of each bin, (BINS,).
+        pixels, right: numbers of all pixels and of right pixels of each bin, (BINS,).
+        confidence: sum of the confidences of each bin, (BINS,).
     """
 
     def __init__(self) -> None:
@@ -142,13 +135,13 @@ class Calibration:
             total += np.bincount(bins, weights, BINS)
 
     def summary(self) -> dict[str, Any]:
-        """What was added up, as json can hold it.
+        """The figures of all added pixels, as json can hold them.
 
         Returns:
-            ``right``, the share of right pixels; ``confidence``, their mean; ``expected_calibration_error``, the mean
-            distance of the two over bins, weighted by pixels (Guo et al. 2017, On Calibration of Modern Neural
-            Networks); ``reliability``, by bin: share of pixels, mean confidence, share of right ones, the latter two
-            None in an empty one.
+            ``right``, the share of right pixels; ``confidence``, the mean confidence;
+            ``expected_calibration_error``, the mean distance of the two over the bins, weighted by pixels (Guo et al.
+            2017, On Calibration of Modern Neural Networks); ``reliability``, for each bin the share of all pixels,
+            the mean confidence and the share of right pixels; the last two are None if the bin is empty.
 
         Raises:
             ValueError: nothing was added.
@@ -172,23 +165,27 @@ class Calibration:
         }
 
 
-def measure_confidence(
+def evaluate_confidence(
     estimator: FlowEstimator, fitted: Fitted, pairs: Iterable[FlowSample], on_pair: ON_PAIR | None = None
-) -> dict[str, Any]:
-    """Calibration and sparsification over the known pixels of pairs, with the estimator's own budget.
+) -> dict[str, Any] | None:
+    """Calibration and sparsification over the pixels with known flow, with the estimator's own budget.
+
+    Pairs without a known flow do not count.
 
     Returns:
-        ``pairs``, ``error_px``, and for ``confidence`` and ``consistency`` (forward-backward alone): the
-        :class:`Calibration`'s summary and ``ause``, the area under the sparsification error, and for ``chance`` its
-        area alone; areas are means over pairs, relative to the pair's mean error. ``occlusion`` is what
-        :func:`occlusion_scores` makes of the criterion's.
+        ``pairs``, ``error_px``, and for ``confidence`` and ``consistency`` (the forward-backward error alone): the
+        summary of :class:`Calibration` and ``ause``, the area under the sparsification error. ``chance`` has the
+        ``ause`` of a random order. Areas are means over pairs, relative to the pair's mean error. ``occlusion`` is
+        the result of :func:`occlusion_scores` for the forward-backward criterion. None if no pair has a known flow.
     """
     ways = {"confidence": (fitted.model, Calibration()), "consistency": (fitted.alone, Calibration())}
     areas: dict[str, list[float]] = {name: [] for name in (*ways, "chance")}
     means: list[float] = []
     counts = np.zeros(4, int)
     for pair in pairs:
-        values, error = _look(estimator, pair)
+        if not bool(pair.valid.any()):
+            continue
+        values, error = _features_and_errors(estimator, pair)
         predicted, occluded = values[:, FEATURES.index("occluded")] > 0, pair.occluded[pair.valid].numpy()
         counts += [len(occluded), occluded.sum(), predicted.sum(), (predicted & occluded).sum()]
         means.append(float(error.mean()))
@@ -199,6 +196,8 @@ def measure_confidence(
         areas["chance"].append(sparsification(error, error).area_of_chance)
         if on_pair is not None:
             on_pair(f"{values.shape[0]} pixels, mean end-point error {means[-1]:.2f} px")
+    if not means:
+        return None
     parts = {name: calibration.summary() for name, (_, calibration) in ways.items()}
     return {
         "pairs": len(means),
@@ -210,17 +209,17 @@ def measure_confidence(
 
 
 def occlusion_scores(pixels: int, occluded: int, predicted: int, both: int) -> dict[str, float] | None:
-    """How well occlusion is predicted, or None where no pixel is known to be occluded: the set does not say.
+    """How well occlusion is predicted; None if no pixel is marked as occluded, since then the set does not tell.
 
     Args:
-        pixels: how many there are.
-        occluded: how many of them are.
-        predicted: how many are predicted to be.
-        both: how many of these are.
+        pixels: number of all pixels.
+        occluded: number of occluded pixels.
+        predicted: number of pixels that are predicted to be occluded.
+        both: number of pixels that are occluded and predicted.
 
     Returns:
-        ``share`` of the pixels that are occluded, ``precision``, the share of the predicted ones that are, and
-        ``recall``, the share of the occluded ones that are predicted.
+        ``share``, the share of occluded pixels; ``precision``, the share of the predicted pixels that are occluded;
+        ``recall``, the share of the occluded pixels that are predicted.
     """
     if not occluded:
         return None
@@ -232,7 +231,7 @@ def _in_order(pairs: FlowDataset | SyntheticPairs) -> Iterator[FlowSample]:
 
 
 def real_pairs(root: str | Path) -> Iterator[tuple[str, Iterable[FlowSample]]]:
-    """Each set of real pairs with known flow under a root, by name, and the motorcycle pair, which is always there."""
+    """The sets of real pairs under a root by name, and the motorcycle pair, which is always available."""
     for name, dataset in available_benchmarks(root).items():
         yield name, _in_order(dataset)
     yield "motorcycle", [motorcycle()]
@@ -245,14 +244,21 @@ def run_confidence(
     config: FitConfig | None = None,
     on_pair: ON_PAIR | None = None,
 ) -> tuple[Fitted, dict[str, Any]]:
-    """Fit, then measure on held-out procedural pairs and on every real set under a root; return models and results."""
+    """Fit a confidence, evaluate it on held-out procedural pairs and on the real sets under a root; return both.
+
+    Sets without a known flow are left out of the results' rows.
+    """
     config = config or FitConfig()
     fitted = fit_confidence(estimator, name, config, on_pair)
     held_out = SyntheticPairs(max(1, config.pairs // 6), seed=config.seed + 1, config=config.scenes)
     sets = [("procedural, held out", _in_order(held_out)), *real_pairs(root)]
     rows = []
     for title, pairs in sets:
-        rows.append({"set": title} | measure_confidence(estimator, fitted, pairs, on_pair))
+        figures = evaluate_confidence(estimator, fitted, pairs, on_pair)
+        if figures is not None:
+            rows.append({"set": title} | figures)
+        elif on_pair is not None:
+            on_pair(f"{title}: no pixel with known flow, left out")
     return fitted, {
         "experiment": "confidence",
         "threshold_px": config.threshold_px,

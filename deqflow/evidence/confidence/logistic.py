@@ -1,4 +1,4 @@
-"""One confidence in 0..1 for each pixel: the probability that the flow there is right, from what the solve shows."""
+"""The confidence of each pixel, from 0 to 1: the probability that its flow is right, computed from two solves."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from deqflow.model.output import FlowOutput
 
 Array = np.ndarray
 SHIPPED_CONFIDENCE = Path(str(resources.files("deqflow") / "weights" / "confidence.json"))
-SMALLEST = 0.01  # px: differences below it say nothing
+SMALLEST = 0.01  # px: added before the logarithm, since smaller differences do not matter
 FEATURES = (
     "log consistency error",
     "log residual",
@@ -31,12 +31,12 @@ CONSISTENCY_ALONE = ("log consistency error",)
 
 
 def features(forward: FlowOutput, backward: FlowOutput) -> Tensor:
-    """What the confidence is computed from, (B, len(FEATURES), H, W), in the order of ``FEATURES``.
+    """The features of each pixel, (B, len(FEATURES), H, W), in the order of ``FEATURES``.
 
-    Lengths in pixels, as natural logarithms of the length plus 0.01 px: the consistency error
-    (:func:`forward_backward`); how far the last evaluation moved the flow (:attr:`FlowOutput.residual_map`), here and,
-    on the way back, at the end of the vector; the length of the flow. Then two numbers 0 or 1: whether the vector
-    leaves the frame, and whether the criterion holds it to be occluded.
+    Four are natural logarithms of a length plus 0.01 px, in pixels: the consistency error (:func:`forward_backward`);
+    how far the last evaluation moved the flow (:attr:`FlowOutput.residual_map`) at the pixel; the same of the flow
+    back at the end of the vector; the length of the flow. Two are 0 or 1: whether the vector leaves the frame, and
+    whether the pixel counts as occluded.
     """
     consistency = forward_backward(forward.flow, backward.flow)
     back_residual, _ = fetch(backward.residual_map[:, None], forward.flow)
@@ -56,9 +56,9 @@ class ConfidenceModel:
 
     Attributes:
         threshold_px: an error under it counts as right.
-        weights: one for each feature, by its name; each is in ``FEATURES``.
-        bias: added to their sum.
-        recipe: how it was fitted, as json can hold it; ``model`` names the estimator it belongs to.
+        weights: by the name of a feature of ``FEATURES``.
+        bias: added to the weighted sum of the features.
+        recipe: how the model was fitted, as json can hold it; ``model`` is the name of its estimator.
     """
 
     threshold_px: float
@@ -80,11 +80,11 @@ class ConfidenceModel:
         """The confidence of the forward flow, (B, H, W), from 0 to 1.
 
         It is the probability that the end-point error is under ``threshold_px``, for scenes like those of the fit.
-        Where the flow is not finite it is 0.
+        It is 0 where the flow is not finite.
 
         Args:
-            forward, backward: outputs for a pair and for the same pair the other way round, as
-                :func:`estimate_both_ways` gives them.
+            forward, backward: the outputs for a pair and for the pair in reverse order, as
+                :func:`estimate_both_ways` returns them.
 
         Raises:
             ValueError: the outputs are of different sizes.
@@ -103,11 +103,11 @@ class ConfidenceModel:
 
 
 def load_confidence(path: str | Path = SHIPPED_CONFIDENCE) -> ConfidenceModel:
-    """Read a confidence model; the shipped one, which belongs to deqflow-small, if no path is given.
+    """Read a confidence model. Without a path it is the shipped one, which belongs to deqflow-small.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or none of deqflow's.
+        ValueError: the file is damaged, or is not a confidence model.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,7 +118,7 @@ def load_confidence(path: str | Path = SHIPPED_CONFIDENCE) -> ConfidenceModel:
         threshold, bias = float(stored["threshold_px"]), float(stored["bias"])
         return ConfidenceModel(threshold_px=threshold, weights=weights, bias=bias, recipe=stored["recipe"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or no confidence model ({error}): fit it again.") from error
+        raise ValueError(f"{path} is damaged or is not a confidence model ({error}): fit it again.") from error
 
 
 def fit(
@@ -133,15 +133,15 @@ def fit(
     """Fit by maximum likelihood, with a small ridge on the weights of standardised features.
 
     Args:
-        values: (N, len(FEATURES)) of N pixels, as :func:`features` gives them.
-        errors: their end-point errors in pixels, (N,).
+        values: features of N pixels, (N, len(FEATURES)), in the order of ``FEATURES``.
+        errors: end-point errors of these pixels, (N,), in pixels.
         threshold_px: an error under it counts as right.
         names: of the features that the model may use.
-        ridge: weight of the squares beside the mean log likelihood.
+        ridge: factor of the squared weights, which are added to the negative mean log likelihood.
         recipe: stored with the model.
 
     Raises:
-        ValueError: shapes do not fit, a value is not finite, or all pixels are right, or all wrong.
+        ValueError: the shapes do not match, a value is not finite, or all pixels are right or all are wrong.
     """
     if values.ndim != 2 or values.shape != (len(errors), len(FEATURES)):
         raise ValueError(

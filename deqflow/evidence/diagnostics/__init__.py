@@ -1,9 +1,9 @@
-"""Measure a fixed point: how contractive the map is, whether it is one point, what its gradients are worth and cost.
+"""Diagnostics of a fixed point: contraction, path independence, accuracy and cost of gradients, calibration.
 
-Throughout, f maps states (B, ...) to states, each row a function of the same row alone; z is a state at which f is
-looked at, usually a fixed point; J = df/dz is its Jacobian there, one (N, N) matrix a sample. Nothing here knows of
-flow: what is "in pixels" is so because the norm in the caller's ``Stop`` says so. Every function keeps z's dtype;
-work in float64 where digits matter.
+Throughout, f maps states (B, ...) to states, and each row of f(z) depends on the same row of z alone; z is a state,
+usually a fixed point; J = df/dz is the Jacobian at z, one (N, N) matrix a sample. These functions know nothing of
+flow: a distance is in pixels if the norm in the caller's ``Stop`` is. All of them keep z's dtype; use float64 where
+many digits matter.
 """
 
 from deqflow.evidence.diagnostics.calibration import Sparsification, rank_correlation, sparsification
@@ -20,7 +20,7 @@ from deqflow.evidence.diagnostics.gradients import (
 )
 from deqflow.evidence.diagnostics.jacobian import JacobianNorm, SpectralRadius, anchored, jacobian_norm, spectral_radius
 from deqflow.evidence.diagnostics.memory import KeptForBackward, LiveTensors
-from deqflow.evidence.diagnostics.paths import Path, PathIndependence, path_independence
+from deqflow.evidence.diagnostics.paths import PathIndependence, SolvePath, path_independence
 from deqflow.evidence.diagnostics.trajectories import (
     Projection,
     Recording,
@@ -39,11 +39,11 @@ __all__ = [
     "JacobianNorm",
     "KeptForBackward",
     "LiveTensors",
-    "Path",
     "PathIndependence",
     "Projection",
     "Recording",
     "Reference",
+    "SolvePath",
     "Sparsification",
     "SpectralRadius",
     "Trajectory",

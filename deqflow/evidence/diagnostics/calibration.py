@@ -1,6 +1,7 @@
-"""What a map of uncertainty knows of the error: rank correlation and sparsification."""
+"""How well a map of uncertainty predicts the error: rank correlation and sparsification."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,13 @@ Values = Tensor | npt.NDArray[np.floating]
 
 
 def rank_correlation(uncertainty: Values, error: Values) -> float:
-    """Spearman's rank correlation: 1 if the most uncertain pixel is the most wrong one, and so on down.
+    """Spearman's rank correlation: 1 if uncertainty and error put the pixels in the same order.
 
     Args:
-        uncertainty, error: of the same pixels, of any shape; no unit matters, since only the order does.
+        uncertainty, error: of the same pixels, of any shape and unit, since only the order of the pixels matters.
 
     Returns:
-        A number in -1..1; NaN if one of the two is the same everywhere.
+        A number in -1..1; NaN if one of the two has the same value everywhere.
 
     Raises:
         ValueError: shapes differ, there are fewer than two pixels, or a value is not finite.
@@ -25,17 +26,18 @@ def rank_correlation(uncertainty: Values, error: Values) -> float:
     uncertainty, error = _checked("rank_correlation", uncertainty, error)
     if np.ptp(uncertainty) == 0 or np.ptp(error) == 0:
         return float("nan")
-    return float(np.corrcoef(stats.rankdata(uncertainty), stats.rankdata(error))[0, 1])
+    found: Any = stats.spearmanr(uncertainty, error)  # its stubs know no attribute
+    return float(found.statistic)
 
 
 @dataclass(frozen=True)
 class Sparsification:
-    """Mean error of what remains when the most uncertain pixels are removed first.
+    """Mean error of the remaining pixels when the most uncertain ones are removed first.
 
     Attributes:
         removed: shares of the pixels that were removed, from 0, (S,).
-        remaining: mean error of the others, relative to that of all pixels, (S,); starts at 1.
-        oracle: the same when the largest errors are removed first: no order does better.
+        remaining: mean error of the other pixels, relative to that of all pixels, (S,); starts at 1.
+        oracle: the same when the largest errors are removed first, which is the best order.
     """
 
     removed: np.ndarray
@@ -49,18 +51,18 @@ class Sparsification:
 
     @property
     def area_of_chance(self) -> float:
-        """The area that an order by lot has, whose curve stays at 1: what there is to beat."""
+        """The area of a random order, whose curve stays at 1: a useful uncertainty has a smaller one."""
         return float(np.trapezoid(1 - self.oracle, self.removed))
 
 
 def sparsification(uncertainty: Values, error: Values, *, steps: int = 50) -> Sparsification:
     """Sparsification curve of an uncertainty (Ilg et al. 2018, Uncertainty Estimates ... for Optical Flow).
 
-    Pixels of the same uncertainty are removed in no particular order: each counts with the mean error of all of them.
+    Pixels of the same uncertainty have no order among them: each counts with the mean error of all of them.
 
     Args:
         uncertainty, error: of the same pixels, of any shape; errors are 0 or more.
-        steps: shares to remove: 0, 1/steps, ..., up to all but the last.
+        steps: number of shares to remove: 0, 1/steps, ..., 1 - 1/steps.
 
     Raises:
         ValueError: shapes differ, there are fewer than two pixels, a value is not finite, an error is negative, all
@@ -81,12 +83,12 @@ def sparsification(uncertainty: Values, error: Values, *, steps: int = 50) -> Sp
 
 
 def _means_of_least(errors: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Mean of the first so many errors, for each number of ``kept``, relative to the mean of all."""
+    """Mean of the first k errors for each k of ``kept``, relative to the mean of all."""
     return np.cumsum(errors)[kept - 1] / kept / errors.mean()
 
 
 def _checked(caller: str, uncertainty: Values, error: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Both as flat float64 arrays, or a sentence on what is wrong with them."""
+    """Both as flat float64 arrays; a ValueError says what is wrong with them."""
     a, b = (
         (values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)).astype(np.float64)
         for values in (uncertainty, error)

@@ -1,4 +1,4 @@
-"""The gradient audit: what each gradient mode is worth against the exact gradient, and what it costs."""
+"""The gradient audit: accuracy of each gradient mode against the exact gradient, and its cost."""
 
 import dataclasses
 import math
@@ -23,13 +23,13 @@ ALL = "all parameters"
 
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient and what it cost.
+    """A gradient and its cost.
 
     Attributes:
-        groups: for each group of parameters one vector, all of its gradients end to end.
-        seconds: from the fixed point on: differentiated evaluations, loss, backward.
-        bytes: kept for backward by those evaluations, parameters apart; f's own making is not among them.
-        backward: account of the backward solve, None where the mode has none.
+        groups: for each group of parameters one vector, the concatenation of all of its gradients.
+        seconds: of differentiated evaluations, loss and backward; the solve before them is not included.
+        bytes: kept for backward by those evaluations, without parameters and without the making of f.
+        backward: account of the backward solve; None for a mode that has none.
     """
 
     groups: Mapping[str, Tensor]
@@ -40,12 +40,12 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Reference:
-    """The exact gradient and how exact it is.
+    """The exact gradient and its accuracy.
 
     Attributes:
         gradient: the :class:`Gradient`.
-        residual: of the backward solve, relative to its solution, the worst sample.
-        unrolled_error: per group, relative distance to the gradient of an unroll; empty if none was asked for.
+        residual: of the backward solve, relative to its solution, of the worst sample.
+        unrolled_error: relative distance to the gradient of an unroll, by group; empty if ``unroll`` was 0.
     """
 
     gradient: Gradient
@@ -55,13 +55,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One gradient mode against the exact gradient, on one group of parameters (no unit, all three).
+    """One gradient mode against the exact gradient, for one group of parameters. The figures have no unit.
 
     Attributes:
         mode, group: names.
         cosine: of the angle between the two; NaN if one of them is zero.
-        length: ratio of lengths, 1 is right.
-        error: length of the difference relative to the exact one.
+        length: ratio of lengths; 1 is right.
+        error: length of the difference, relative to the exact gradient.
     """
 
     mode: str
@@ -81,16 +81,16 @@ def measure_gradient(
     evals: int = 1,
     repeats: int = 1,
 ) -> Gradient:
-    """Gradient of ``loss(state)`` by a mode that starts from z, (B, ...).
+    """Measure the gradient of ``loss(state)`` by a mode that starts from z, (B, ...).
 
     Args:
-        make_map: makes f, with whatever graph its constants need (features, context, weights).
-        z: the fixed point; plain iteration goes on from it for ``evals - 1`` evaluations before the mode's own.
+        make_map: makes f, with the graph of its constants (features, context, weights).
+        z: the fixed point; ``evals - 1`` evaluations of plain iteration come before the mode's own.
         mode: Implicit, Phantom or Unrolled.
         loss: state -> scalar.
         groups: named lists of parameters that require gradients.
         evals: 1, or for Unrolled the number of evaluations to differentiate.
-        repeats: times it is done, to report the shortest.
+        repeats: number of measurements, of which the fastest is returned.
 
     Raises:
         ValueError: a group has no parameters, or repeats is less than 1.
@@ -107,12 +107,18 @@ def _measure_once(make_map: MakeMap, z: Tensor, mode: GradientMode, loss: Loss, 
     flat = [parameter for parameters in groups.values() for parameter in parameters]
     solves: list[SolverResult] = []
     if isinstance(mode, Implicit):
-        tell = mode.on_backward or (lambda result: None)
-        mode = dataclasses.replace(mode, on_backward=lambda result: (solves.append(result), tell(result)))
+        own = mode.on_backward
+
+        def on_backward(result: SolverResult) -> None:
+            solves.append(result)
+            if own is not None:
+                own(result)
+
+        mode = dataclasses.replace(mode, on_backward=on_backward)
     f = make_map()
     started = time.perf_counter()
     with KeptForBackward(apart_from=flat) as kept:
-        (state,), _ = mode.run(f, z, Picard(), Stop(max_evals=evals, atol=0.0, norm=_never_small), (evals,))
+        (state,), _ = mode.run(f, z, Picard(), Stop(max_evals=evals, atol=0.0, norm=_always_one), (evals,))
     size = kept.bytes
     found = torch.autograd.grad(loss(state), flat, allow_unused=True, materialize_grads=True)
     seconds = time.perf_counter() - started
@@ -121,8 +127,8 @@ def _measure_once(make_map: MakeMap, z: Tensor, mode: GradientMode, loss: Loss, 
     return Gradient(vectors, seconds, size, solves[0] if solves else None)
 
 
-def _never_small(difference: Tensor) -> Tensor:
-    """A norm that keeps a solve going even from an exact fixed point: 1 for each sample, (B, ...) -> (B,)."""
+def _always_one(difference: Tensor) -> Tensor:
+    """A norm of 1 for each sample, (B, ...) -> (B,): the solve uses its whole budget even at an exact fixed point."""
     return difference.new_ones(len(difference))
 
 
@@ -136,14 +142,14 @@ def exact_gradient(
     stop: Stop = EXACT,
     unroll: int = 0,
 ) -> Reference:
-    """The gradient by the implicit function theorem, solved to 1e-10, and if asked for checked by unrolling.
+    """The gradient by the implicit function theorem, solved to 1e-10; ``unroll`` also checks it by unrolling.
 
     Args:
         make_map, z, loss, groups: as in :func:`measure_gradient`; z in float64.
         rule: of the backward solve; Anderson with a long history if not given.
         stop: of the backward solve.
-        unroll: evaluations of plain iteration from z to differentiate as a check; 0 for none. It is one where z is
-            a fixed point and the spectral radius is below 1.
+        unroll: evaluations of plain iteration from z to differentiate as a check; 0 for none. The check is valid
+            if z is a fixed point and the spectral radius is below 1.
 
     Raises:
         TypeError: z is not float64.
@@ -170,7 +176,7 @@ def exact_gradient(
 
 
 def compare(mode: str, gradient: Gradient, exact: Gradient) -> tuple[Comparison, ...]:
-    """Set a gradient beside the exact one: a :class:`Comparison` for each group, and one of all parameters."""
+    """Compare a gradient with the exact one: a :class:`Comparison` for each group, and one for all parameters."""
     pairs = {group: (gradient.groups[group], exact.groups[group]) for group in exact.groups}
     pairs[ALL] = (torch.cat([found for found, _ in pairs.values()]), torch.cat([true for _, true in pairs.values()]))
     rows = []
@@ -187,8 +193,8 @@ class Audit:
 
     Attributes:
         reference: the exact gradient.
-        gradients: what each mode found and cost, by name.
-        rows: the comparisons, mode by mode, a row for each group and one for all parameters.
+        gradients: the gradient of each mode and its cost, by name.
+        rows: the comparisons, mode by mode, one for each group and one for all parameters.
     """
 
     reference: Reference
@@ -217,11 +223,11 @@ def audit(
     *,
     repeats: int = 1,
 ) -> Audit:
-    """Measure gradient modes at z, (B, ...), against a reference made at the same z with the same loss and groups.
+    """Measure gradient modes at z, (B, ...), against a reference with the same z, loss and groups.
 
     Args:
-        attempts: by name, how f is made and the mode; f may be another one than the reference's, such as one in
-            which something is detached.
+        attempts: by name, a function that makes f, and the mode. f may differ from the reference's, for instance by
+            a detached input.
         reference: of :func:`exact_gradient`.
         z, loss, groups, repeats: as in :func:`measure_gradient`.
     """

@@ -1,4 +1,4 @@
-"""What autograd keeps for backward, and what tensors take at most, in bytes."""
+"""Bytes that autograd keeps for backward, and the greatest number of bytes that tensors take."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Held:
-    """A saved tensor; lives as long as the graph that saved it."""
+    """A saved tensor. It exists as long as the graph that saved it."""
 
     __slots__ = ("__weakref__", "label", "number", "tensor")
 
@@ -19,18 +19,18 @@ class _Held:
 
 
 class KeptForBackward:
-    """What autograd keeps for backward of the operations inside a ``with`` block.
+    """The tensors that autograd keeps for backward of the operations inside a ``with`` block.
 
     >>> with KeptForBackward(apart_from=model.parameters()) as kept:
     ...     loss = model(x).sum()
     >>> kept.bytes
 
-    Each storage counts once, however many operations keep a view of it, and only while a graph holds it. Tensors
-    that are attributes of a custom function (``Implicit`` holds two states) do not pass here and do not count.
+    Each storage counts once, even if several operations keep views of it, and only while a graph holds it. Tensors
+    that are attributes of a custom function (``Implicit`` has two states) are not seen and do not count.
 
     Args:
-        apart_from: tensors whose storages do not count, such as parameters, which are there anyway.
-        label: called whenever a tensor is kept; says what :attr:`by_label` counts it under.
+        apart_from: tensors whose storages do not count, such as parameters, which exist in any case.
+        label: called for each tensor that is kept; returns its label for :attr:`by_label`.
     """
 
     def __init__(self, *, apart_from: Iterable[Tensor] = (), label: Callable[[], str] = str) -> None:
@@ -53,12 +53,12 @@ class KeptForBackward:
 
     @property
     def bytes(self) -> int:
-        """Bytes that graphs made in the block still hold."""
+        """Bytes that graphs made in the block hold now."""
         return sum(self.by_label.values())
 
     @property
     def by_label(self) -> dict[str, int]:
-        """The same by label; a storage that several keep counts for the first of them."""
+        """The same by label. A storage that is kept several times counts for its first label."""
         seen = {tensor.untyped_storage().data_ptr() for tensor in self._apart_from}
         totals: dict[str, int] = {}
         for held in sorted(self._held, key=lambda held: held.number):
@@ -70,14 +70,14 @@ class KeptForBackward:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Bytes of the tensors that operations inside a ``with`` block make: now, and at most so far.
+    """Bytes of the tensors that operations inside a ``with`` block make: now, and the greatest number so far.
 
-    Tensors from outside the block do not count. What an operation takes for itself while it runs is not seen, nor
-    what PyTorch's allocator holds in reserve. Works on any device, backward passes included; slows operations down.
+    Tensors from outside the block do not count, nor an operation's temporary memory, nor the reserve of PyTorch's
+    allocator. Works on any device and includes backward passes; slows operations down.
 
     Attributes:
         now: bytes of the tensors that are alive.
-        peak: the most there were since the block was entered, or since :meth:`reset_peak`.
+        peak: the greatest number of bytes since the block was entered.
     """
 
     def __init__(self) -> None:
@@ -90,13 +90,9 @@ class LiveTensors(TorchDispatchMode):
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         for tensor in _tensors(out):
             storage = tensor.untyped_storage()
-            if storage._cdata not in given:  # no view of what is there already
+            if storage._cdata not in given:  # a new storage, not a view of an argument's
                 self._see(storage)
         return out
-
-    def reset_peak(self) -> None:
-        """Count the peak from here on."""
-        self.peak = self.now
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata

@@ -1,4 +1,4 @@
-"""Whether a solve ends in the same point from wherever and however it goes (path independence)."""
+"""Path independence: whether solves from all starts and by all rules end in the same point."""
 
 import time
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from deqflow.solvers import FixedPointMap, Rule, SolverResult, Stop, rms, solve
 
 
 @dataclass(frozen=True)
-class Path:
-    """One solve: from which start, by which rule, its :class:`SolverResult` and the seconds it took."""
+class SolvePath:
+    """One solve: the names of its start and rule, its :class:`SolverResult`, and the seconds it took."""
 
     start: str
     rule: str
@@ -22,23 +22,23 @@ class Path:
 
 @dataclass(frozen=True)
 class PathIndependence:
-    """Solves of one problem on different ways.
+    """Solves of one problem from several starts by several rules.
 
     Attributes:
         paths: the solves, start by start.
-        distances: (paths, paths), the norm of the difference of two end points f(z), the largest over the samples.
+        distances: (paths, paths), the norm of the difference of two end points f(z), the largest over all samples.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[SolvePath, ...]
     distances: Tensor
 
     @property
     def spread(self) -> float:
-        """Largest distance between two end points, in the unit of the norm."""
+        """The largest distance between two end points, in the unit of the norm."""
         return float(self.distances.max())
 
     def rows(self, unit: str) -> list[dict[str, float | int | str | bool]]:
-        """A row for each path, as a table wants them: what it cost, where it ended, how far from the first path."""
+        """A table row for each path: its cost, its residual, and the distance of its end from that of the first."""
         return [
             {
                 "start": path.start,
@@ -69,7 +69,7 @@ def path_independence(
             started = time.perf_counter()
             with torch.no_grad():
                 result = solve(f, z0, rules[rule], stop)
-            paths.append(Path(start, rule, result, time.perf_counter() - started))
+            paths.append(SolvePath(start, rule, result, time.perf_counter() - started))
     ends, norm = [path.result.fz for path in paths], stop.norm or rms
     distances = torch.stack([torch.stack([norm(a - b).max() for b in ends]) for a in ends])
     return PathIndependence(tuple(paths), distances)

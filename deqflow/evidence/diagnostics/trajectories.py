@@ -1,4 +1,4 @@
-"""A solve as a path of states: recorded on the way, set beside other paths, seen along its principal components."""
+"""A solve as a path of states: recording paths, comparing them, and projecting them on principal components."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from deqflow.solvers import Evaluation, FixedPointMap, Rule, SolverResult, Stop,
 class Recording:
     """Keeps the states of chosen evaluations: ``solve(..., on_eval=recording)``.
 
-    A state is f(z), as a solve that stopped there would return it with :class:`Picard`; of rules that report their
-    best iterate it shows where they really went.
+    A state is f(z). With :class:`Picard` it is what a solve that stopped there would return; with a rule that reports
+    its best iterate it is the iterate of that evaluation, better or worse.
 
     Args:
-        numbers: of the evaluations to keep, from 1; all of them if not given.
+        numbers: numbers of the evaluations to keep, from 1; all of them if not given.
 
     Raises:
         ValueError: a number is less than 1.
@@ -38,7 +38,7 @@ class Recording:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Of the evaluations that were kept; a solve that ended early made fewer than were asked for."""
+        """The numbers of the kept evaluations. A solve that ended early made fewer than were asked for."""
         return tuple(self._kept)
 
     @property
@@ -48,7 +48,7 @@ class Recording:
 
     @property
     def movements(self) -> Tensor:
-        """f(z) - z at each kept evaluation, (T, B, ...): the residual before any norm is taken."""
+        """f(z) - z at each kept evaluation, (T, B, ...): the residual before its norm is taken."""
         return torch.stack([movement for _, movement in self._kept.values()])
 
 
@@ -58,9 +58,9 @@ class Trajectory:
 
     Attributes:
         start, rule: names.
-        numbers: T numbers of evaluations.
+        numbers: of the T recorded evaluations.
         states: f(z) at each of them, (T, B, ...).
-        result: how the solve ended.
+        result: the solver's account.
     """
 
     start: str
@@ -78,13 +78,13 @@ def record_trajectories(
     *,
     numbers: Iterable[int] | None = None,
 ) -> tuple[Trajectory, ...]:
-    """Solve f(z) = z from each start, (B, ...), by each rule, and keep the states on the way.
+    """Solve f(z) = z from each start, (B, ...), by each rule, and record the states on the way.
 
     Args:
         f: the map.
         starts, rules: by name.
-        stop: of every solve; ``atol=0`` lets all of them spend the budget.
-        numbers: of the evaluations to keep; all if not given.
+        stop: of every solve; with ``atol=0`` all of them use the whole budget.
+        numbers: of the evaluations to record; all if not given.
 
     Raises:
         ValueError: no start or no rule.
@@ -105,8 +105,8 @@ def record_trajectories(
 def separation(trajectories: Sequence[Trajectory], norm: Callable[[Tensor], Tensor]) -> dict[int, float]:
     """Largest distance between two paths after the same number of evaluations, by that number.
 
-    It goes to zero where all paths meet in one point, and levels off at the distance between the points if there
-    are several. A path that ended early stays where it ended.
+    It goes to zero if all paths converge to one point, and to the distance between the points if there are several. A
+    path that ended early keeps its last state.
 
     Args:
         trajectories: at least two, recorded at the same evaluations as far as they go.
@@ -128,9 +128,9 @@ def separation(trajectories: Sequence[Trajectory], norm: Callable[[Tensor], Tens
 
 
 def asymptotic_alignment(ends: Sequence[Tensor]) -> float:
-    """How far solves from different starts end in one point: mean cosine of the angle between two end points.
+    """Mean cosine of the angle between the end points of two solves from different starts.
 
-    1 for a path-independent map. The asymptotic alignment score of Anil et al. 2022 (Path Independent Equilibrium
+    It is 1 for a path-independent map. The asymptotic alignment score of Anil et al. 2022 (Path Independent Equilibrium
     Models Can Better Exploit Test-Time Computation), over all pairs of ends and all samples.
 
     Args:
@@ -147,7 +147,7 @@ def asymptotic_alignment(ends: Sequence[Tensor]) -> float:
 
 @dataclass(frozen=True)
 class Projection:
-    """Paths along the principal components that they have in common.
+    """Paths in the coordinates of the principal components of all their points.
 
     Attributes:
         paths: coordinates of each path's T points, (T, components), in the unit of the states: a distance between
@@ -164,7 +164,7 @@ def principal_components(paths: Sequence[Tensor], components: int = 3) -> Projec
 
     Args:
         paths: (T, ...) each, T may differ.
-        components: how many directions.
+        components: number of directions.
 
     Raises:
         ValueError: the paths have too few points for so many components, or points of different sizes.
@@ -176,11 +176,12 @@ def principal_components(paths: Sequence[Tensor], components: int = 3) -> Projec
         )
     points = torch.cat([path.flatten(1) for path in paths]).double()
     points = (points - points.mean(0)) / points.shape[1] ** 0.5
-    # There are far fewer points than dimensions: the small matrix of inner products has the same components.
-    variances, vectors = torch.linalg.eigh(points @ points.T)  # ascending
-    variances, vectors = variances.flip(0)[:components].clamp(min=0), vectors.flip(1)[:, :components]
-    coordinates = vectors * variances.sqrt()
+    # The exact decomposition: torch.pca_lowrank approximates it, from torch's global random numbers.
+    left, singular, _ = torch.linalg.svd(points, full_matrices=False)
+    missing = max(0, components - len(singular))  # where the points have fewer dimensions than were asked for
+    coordinates = F.pad(left * singular, (0, missing))[:, :components]
     farthest = coordinates.gather(0, coordinates.abs().argmax(0, keepdim=True))
     coordinates = coordinates * torch.where(farthest < 0, -1.0, 1.0)  # the sign is arbitrary: make it reproducible
+    variances = F.pad(singular, (0, missing))[:components].square()
     total = points.square().sum().clamp(min=torch.finfo(points.dtype).tiny)
     return Projection(coordinates.split([len(path) for path in paths]), variances / total)

@@ -1,8 +1,8 @@
-"""Measuring models and classical methods on held-out pairs: on what, how, and what came out."""
+"""Evaluation of models and classical methods on pairs with known flow."""
 
+from deqflow.evidence.evaluation.comparison import evaluate, evaluate_set, report_lines
 from deqflow.evidence.evaluation.config import EvaluationConfig
 from deqflow.evidence.evaluation.estimates import estimate_pair
-from deqflow.evidence.evaluation.measuring import evaluate, evaluate_set, report_lines
 from deqflow.evidence.evaluation.sets import SUBSETS, EvaluationSet, evaluation_sets, procedural_pairs, subset
 
 __all__ = [

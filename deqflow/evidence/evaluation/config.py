@@ -1,4 +1,4 @@
-"""How to measure."""
+"""How an evaluation is made: budgets, scales, padding, precision, device, and how many pairs of each set."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,23 +8,29 @@ import torch
 
 from deqflow.model.scales import check_scales
 
+Place = Literal["centre", "top"]  # of an image in the padded one, see deqflow.model.geometry.Padding
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How to measure.
+    """How an evaluation is made.
 
     Attributes:
-        evals: numbers of evaluations to measure the error at, without early stop.
-        scales: factors by which the pictures are resized, see :func:`deqflow.model.scales.estimate_at_scales`.
-            ``evals`` are those at the last one; solves at the others are stopped by the model's own tolerance.
+        evals: numbers of evaluations after which the error is taken, without early stop.
+        scales: factors by which the images are resized, see :func:`deqflow.model.scales.estimate_at_scales`.
+            ``evals`` count the evaluations at the last scale; solves at the others end at the model's own tolerance.
+        padding: how images are enlarged until both sides divide by 8. "centre" splits new rows and columns between
+            both sides, as the estimator does by itself. "published" does what RAFT's and DEQ-Flow's programs do, set
+            by set: the same, but on KITTI all new rows go below the image.
         precision: of the encoders and the update; bfloat16 is by autocast.
-        device: to run models on; "auto" takes a GPU where there is one.
-        procedural: how many pairs in each procedural set.
-        most: of a benchmark's pairs, evenly spread over it; all if not given.
+        device: where models run; "auto" takes a GPU where there is one.
+        procedural: number of pairs in each procedural set.
+        most: greatest number of pairs taken from each set, evenly spread over it; all if not given.
     """
 
     evals: tuple[int, ...] = (12, 24, 48, 96)
     scales: tuple[float, ...] = (1.0,)
+    padding: Literal["centre", "published"] = "centre"
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     procedural: int = 32
@@ -34,6 +40,13 @@ class EvaluationConfig:
         if not self.evals or min(self.evals) < 1 or list(self.evals) != sorted(set(self.evals)):
             raise ValueError(f"evals expects numbers of evaluations in ascending order, from 1, got {self.evals}.")
         check_scales(self.scales)
+        if self.padding not in ("centre", "published"):
+            raise ValueError(f"padding expects centre or published, got {self.padding!r}.")
+        if self.padding == "published" and len(self.scales) > 1:
+            raise ValueError(
+                f"padding expects centre where there are several scales, got published with scales {self.scales}: "
+                "the published programs solve at one scale."
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision expects float32 or bfloat16, got {self.precision!r}.")
         if self.procedural < 1 or (self.most is not None and self.most < 1):
@@ -43,7 +56,7 @@ class EvaluationConfig:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that is meant."""
+        """The chosen device."""
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return torch.device(chosen)
 

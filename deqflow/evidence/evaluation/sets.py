@@ -1,20 +1,21 @@
-"""What to measure on: procedural pairs, scikit-image's motorcycle, and every benchmark that lies under a folder.
+"""The sets of an evaluation: procedural pairs, scikit-image's motorcycle, and every benchmark under a folder.
 
-A benchmark is also measured on the few pairs of it that everyone has at hand, its *subsets*, so that figures can be
-compared.
+A benchmark also has *subsets*: the few pairs of it that are freely available, on which everybody can compare figures.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from torch.utils.data import Subset
+
 from deqflow.data.datasets import FlowDataset, FlowSample, available_benchmarks, motorcycle
 from deqflow.data.synthetic import RICH_SCENES, SceneConfig, SyntheticPairs
-from deqflow.evidence.evaluation.config import EvaluationConfig
+from deqflow.evidence.evaluation.config import EvaluationConfig, Place
 from deqflow.training import HELD_OUT_SEED
 
-POOLED = ("sintel", "spring", "things")  # benchmarks whose end-point error is the mean over all pixels, not of pairs
+POOLED = ("sintel", "spring", "things")  # benchmarks whose end-point error is the mean over all pixels of all pairs
 
 # Name of a subset: its benchmark, and the pairs of it, by the names of their flow files.
 SUBSETS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -34,22 +35,24 @@ class Pairs(Protocol):
 
 
 class EvaluationSet(NamedTuple):
-    """Pairs to measure on.
+    """Pairs with known flow, and how their benchmark treats them.
 
     Attributes:
         pairs: the samples.
-        pooled: whether its end-point error is the mean over all pixels of all pairs (Sintel), or that of the pairs'
-            own means (KITTI).
+        pooled: whether the end-point error is the mean over all pixels of all pairs (Sintel), or the mean over the
+            pairs of each pair's own mean (KITTI).
+        place: of an image in the padded one in the published programs.
     """
 
     pairs: Pairs
     pooled: bool = False
+    place: Place = "centre"
 
 
 def evaluation_sets(root: str | Path, config: EvaluationConfig | None = None) -> dict[str, EvaluationSet]:
-    """Every set that can be measured on: two procedural ones, the motorcycle, the benchmarks under a root.
+    """Return every available set by name: two procedural ones, the motorcycle, and the benchmarks under a root.
 
-    A benchmark comes after its subset; one of which nothing but the subset is there goes by the subset's name.
+    A benchmark comes after its subset. If only the subset's pairs are there, the set has the subset's name.
 
     Raises:
         FileNotFoundError, ValueError: as for :func:`deqflow.data.datasets.available_benchmarks`.
@@ -61,42 +64,38 @@ def evaluation_sets(root: str | Path, config: EvaluationConfig | None = None) ->
         "motorcycle": EvaluationSet([motorcycle()]),
     }
     for name, pairs in available_benchmarks(root).items():
-        pooled = name.startswith(POOLED)
+        whole = EvaluationSet(pairs, name.startswith(POOLED), "top" if name.startswith("kitti") else "centre")
         chosen = {label: subset(pairs, files) for label, (benchmark, files) in SUBSETS.items() if benchmark == name}
-        sets |= {label: EvaluationSet(part, pooled) for label, part in chosen.items() if part}
+        sets |= {label: whole._replace(pairs=part) for label, part in chosen.items() if part}
         if all(len(part or ()) < len(pairs) for part in chosen.values()):
-            sets[name] = EvaluationSet(_spread(pairs, config.most), pooled)
-    return sets
+            sets[name] = whole
+    return {name: chosen._replace(pairs=_spread(chosen.pairs, config.most)) for name, chosen in sets.items()}
 
 
 def procedural_pairs(count: int, scenes: SceneConfig | None = None) -> SyntheticPairs:
-    """Procedural pairs that no training has seen; their photographs are scikit-image's, which every one has."""
+    """Procedural pairs that no training has seen, with scikit-image's photographs, which are installed everywhere."""
     return SyntheticPairs(
         count, seed=HELD_OUT_SEED, config=replace(scenes or SceneConfig(), packages=("scikit-image",))
     )
 
 
-def subset(pairs: FlowDataset, files: Sequence[str]) -> FlowDataset | None:
-    """The pairs of a benchmark with these flow files, in their order; None if it lacks one of them.
+def subset(pairs: FlowDataset, files: Sequence[str]) -> Pairs | None:
+    """The pairs of a benchmark with these flow files, in their order; None if one of them is missing.
 
     Args:
         pairs: the benchmark.
-        files: how the paths of the flow files end, whole names.
+        files: the last parts of the paths of the flow files.
     """
     found = []
     for name in files:
         parts = tuple(name.split("/"))
-        found += [pair for pair in pairs.files if pair.flow.parts[-len(parts) :] == parts][:1]
-    return _with_files(pairs, found) if len(found) == len(files) else None
+        found += [i for i, pair in enumerate(pairs.files) if pair.flow.parts[-len(parts) :] == parts][:1]
+    return Subset(pairs, found) if len(found) == len(files) else None
 
 
-def _spread(pairs: FlowDataset, most: int | None) -> FlowDataset:
+def _spread(pairs: Pairs, most: int | None) -> Pairs:
+    """At most ``most`` of the pairs, evenly spread over them."""
     if most is None or len(pairs) <= most:
         return pairs
-    return _with_files(pairs, [pairs.files[round((i + 0.5) * len(pairs) / most - 0.5)] for i in range(most)])
-
-
-def _with_files(pairs: FlowDataset, files: Iterable[Any]) -> FlowDataset:
-    chosen = type(pairs).__new__(type(pairs))  # what the set is told beside its files stays as it is
-    chosen.__dict__.update(pairs.__dict__, files=tuple(files))
-    return chosen
+    dataset: Any = pairs  # torch's Subset asks for its own class, and needs a length and items
+    return Subset(dataset, [round((i + 0.5) * len(pairs) / most - 0.5) for i in range(most)])

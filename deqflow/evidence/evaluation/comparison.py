@@ -1,8 +1,9 @@
-"""Measuring models and classical methods on held-out pairs: errors, evaluations, milliseconds."""
+"""Models beside classical methods on sets of pairs with known flow: errors, evaluations, milliseconds."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -21,26 +22,31 @@ from deqflow.model.estimator import FlowEstimator
 from deqflow.model.scales import estimate_at_scales
 from deqflow.solvers import Stop
 
+OnPair = Callable[[str, int, int], object]
 Classical = Callable[[Tensor, Tensor], Tensor]
 CLASSICAL: dict[str, Classical] = {"zero flow": lambda image1, _: torch.zeros_like(image1[:2]), "DIS": dis_flow}
 
 
 def evaluate_set(
-    models: Mapping[str, FlowEstimator], chosen: EvaluationSet, config: EvaluationConfig | None = None
+    models: Mapping[str, FlowEstimator],
+    chosen: EvaluationSet,
+    config: EvaluationConfig | None = None,
+    on_pair: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
-    """Measure models, DIS and zero flow on a set.
+    """Evaluate models, DIS and zero flow on a set.
 
     Args:
         models: by name, in evaluation mode, on the configuration's device.
         chosen: the set.
-        config: how to measure.
+        config: how the evaluation is made.
+        on_pair: called after each pair with the number of finished pairs and of all pairs.
 
     Returns:
-        ``pairs``, how many; ``mean``, "pixels" or "pairs", what an end-point error of this set is the mean of;
+        ``pairs``, their number; ``mean``, "pixels" or "pairs", what an end-point error of this set is the mean of;
         ``methods``: for zero flow and DIS a summary of :class:`deqflow.data.metrics.FlowErrors` with ``error_px``, that
         mean, and ``ms``, the median over the pairs. A model has ``at``, by number of evaluations, with the same and
-        ``residual_px``, how far the last evaluation moved the flow; and ``stopped``, by its own tolerance, with the
-        mean ``evaluations`` that took.
+        ``residual_px``, how far the last evaluation moved the flow; and ``stopped``, for solves to its own tolerance,
+        with the mean number of ``evaluations``. Errors and shares are None if no pixel of the set has a known flow.
 
     Raises:
         ValueError: the set is empty.
@@ -50,6 +56,7 @@ def evaluate_set(
         raise ValueError("evaluate_set expects at least one pair, got an empty set.")
     tallies = {name: _Tally(chosen.pooled) for name in CLASSICAL}
     by_model = {name: _ModelTally(chosen.pooled, config) for name in models}
+    where = chosen.place if config.padding == "published" else "centre"
     for index in range(len(chosen.pairs)):
         pair = chosen.pairs[index]
         for name, method in CLASSICAL.items():
@@ -59,7 +66,9 @@ def evaluate_set(
         for name, estimator in models.items():
             if index == 0:
                 _warm_up(estimator, pair, config)
-            by_model[name].add(estimate_pair(estimator, pair, config), pair)
+            by_model[name].add(estimate_pair(estimator, pair, config, where), pair)
+        if on_pair is not None:
+            on_pair(index + 1, len(chosen.pairs))
     methods = {name: tally.summary() for name, tally in {**tallies, **by_model}.items()}
     return {"pairs": len(chosen.pairs), "mean": "pixels" if chosen.pooled else "pairs", "methods": methods}
 
@@ -101,14 +110,14 @@ class _ModelTally:
 
 
 def _warm_up(estimator: FlowEstimator, pair: FlowSample, config: EvaluationConfig) -> None:
-    """One evaluation that is not timed: the first of a size sets memory and kernels up."""
+    """Make one evaluation that is not timed, since the first one also sets up memory and kernels."""
     image1, image2 = (image[None].to(config.torch_device) for image in (pair.image1, pair.image2))
     with torch.no_grad(), config.autocast():
         estimate_at_scales(estimator, image1, image2, config.scales, stop=Stop(max_evals=1, atol=0.0))
 
 
 def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Five digits after the point: what a results file needs."""
+    """The numbers of a results file with five digits after the point."""
     plain = {name: round(value, 5) if isinstance(value, float) else value for name, value in numbers.items()}
     return {name: _rounded(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
@@ -118,14 +127,16 @@ def evaluate(
     sets: Mapping[str, EvaluationSet],
     config: EvaluationConfig | None = None,
     on_set: Callable[[str, dict[str, Any]], None] | None = None,
+    on_pair: OnPair | None = None,
 ) -> dict[str, Any]:
-    """Measure models, DIS and zero flow on sets; return what a results file holds.
+    """Evaluate models, DIS and zero flow on sets; return the content of a results file.
 
     Args:
         models: by name; they are moved to the configuration's device and put in evaluation mode.
         sets: by name, as from :func:`evaluation_sets`.
-        config: how to measure.
-        on_set: sees the name of each set once it is done, and the results so far, to be shown and saved.
+        config: how the evaluation is made.
+        on_set: called after each set with its name and the results so far, for instance to save them.
+        on_pair: called after each pair with the set's name, the number of finished pairs and of all pairs of the set.
 
     Raises:
         ValueError: a set is empty, or there is no model.
@@ -144,7 +155,8 @@ def evaluate(
         "provenance": provenance(Path(__file__).parent),
     }
     for name, chosen in sets.items():
-        measured[name] = evaluate_set(models, chosen, config)
+        progress = None if on_pair is None else partial(on_pair, name)
+        measured[name] = evaluate_set(models, chosen, config, progress)
         if on_set is not None:
             on_set(name, results)
     return results
@@ -175,5 +187,13 @@ def report_lines(name: str, measured: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(label: str, figures: Mapping[str, Any]) -> str:
-    outliers = f"  F1-all {100 * figures['f1_all']:5.1f} %" if figures["f1_all"] is not None else ""
-    return f"  {label:<44} {figures['error_px']:7.3f} px{outliers}  {figures['ms']:8.0f} ms"
+    """A line of text: error, shares of pixels within 1, 3 and 5 px, outliers and time of a method."""
+    if figures["error_px"] is None:
+        errors = "no pixel with known flow"
+    else:
+        within = " / ".join(f"{100 * share:.1f}" for share in figures["within"].values())
+        limits = ", ".join(figures["within"])
+        errors = (
+            f"{figures['error_px']:7.3f} px  within {limits} px: {within} %  F1-all {100 * figures['f1_all']:5.1f} %"
+        )
+    return f"  {label:<44} {errors}  {figures['ms']:8.0f} ms"
