@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from deqflow.commands.shared import print_line
 from deqflow.training import TrainConfig, Trainer, published_stage, read_config, say
+from deqflow.training.objective import training_precision
 from deqflow.training.recipes import RECIPES, reproduce
 
 
@@ -35,6 +37,7 @@ class Train:
     @classmethod
     def parse(cls, arguments: list[str]) -> "Train":
         """Read the command line, above the settings of its file or preset."""
+        arguments = _with_values(arguments, "bfloat16")
         sources = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         sources.add_argument("--config")
         sources.add_argument("--preset")
@@ -53,10 +56,29 @@ class Train:
         trainer = Trainer(self.config, self.folder, device=self.device)
         if trainer.processes.is_first:
             print_line(f"Training on {trainer.processes.description}, in {self.folder}.")
+            if self.config.bfloat16 is None and not self.config.float16:
+                chosen = training_precision(trainer.device, self.config)
+                why = "which is fast here" if chosen == torch.bfloat16 else "since this device emulates bfloat16"
+                print_line(
+                    f"Precision: {str(chosen).removeprefix('torch.')}, {why}; choose with --bfloat16 True or False."
+                )
         trainer.run(say)
         if trainer.processes.is_first:
             print(f"Wrote {self.folder / 'model.safetensors'}: use it with deqflow.load(path).")
         return 0
+
+
+def _with_values(arguments: list[str], name: str) -> list[str]:
+    """The arguments with ``--NAME True`` for a bare ``--NAME``, and ``--NAME False`` for ``--no-NAME``."""
+    spelled: list[str] = []
+    for at, argument in enumerate(arguments):
+        if argument == f"--no-{name}":
+            spelled += [f"--{name}", "False"]
+        else:
+            following = arguments[at + 1] if at + 1 < len(arguments) else ""
+            bare = argument == f"--{name}" and following not in ("True", "False", "None")
+            spelled += [argument, "True"] if bare else [argument]
+    return spelled
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,30 @@ import dataclasses
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from deqflow.equilibrium import Equilibrium
 from deqflow.model.flow_map import FlowMap
 from deqflow.model.geometry import Padding
 from deqflow.model.output import FlowOutput
 from deqflow.model.state import FlowResidual, FlowState
 from deqflow.solvers import OnEval, Rule, SolverResult, Status, Stop, rescue
 
-if TYPE_CHECKING:
-    from deqflow.model.estimator import FlowEstimator
+
+class Solves(Protocol):
+    """What a problem needs of its estimator (:class:`deqflow.model.estimator.FlowEstimator`)."""
+
+    equilibrium: Equilibrium
+    training: bool
+    recurrent: bool
+    stride: int
+
+    def upsample(self, state: FlowState) -> Tensor:
+        """The flow of a state at the padded images' size."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class FlowProblem:
         padding: by which the images were padded.
     """
 
-    estimator: "FlowEstimator"
+    estimator: Solves
     f: FlowMap
     z0: Tensor
     padding: Padding

@@ -49,8 +49,9 @@ class TrainConfig:
         freeze_encoders: train what comes after the encoders alone, which must then come from ``start_from``: a step
             costs little, and what the solver settles on can be trained for.
         freeze_batch_norm: keep the running statistics of the start (published: in all stages but the first).
-        bfloat16: automatic mixed precision.
-        float16: automatic mixed precision in float16 instead, with a gradient scaler, where bfloat16 is slow.
+        bfloat16: automatic mixed precision; None takes it where the device is fast in it, float32 where the device
+            emulates it (:func:`deqflow.model.precision.fast_precision`).
+        float16: automatic mixed precision in float16 instead, with a gradient scaler.
         compile: backend of torch.compile for encoders and update operator, such as inductor; none if empty.
         checkpoint_encoders: compute the encoders a second time in the backward pass instead of keeping them.
         workers: processes that make pairs, for each process that trains.
@@ -91,7 +92,7 @@ class TrainConfig:
     jacobian_weight: float = 0.0
     freeze_encoders: bool = False
     freeze_batch_norm: bool = False
-    bfloat16: bool = True
+    bfloat16: bool | None = None
     float16: bool = False
     compile: str = ""
     checkpoint_encoders: bool = False
@@ -135,6 +136,8 @@ class TrainConfig:
                 "TrainConfig expects other_starts as a share from 0 to 1 and corrections_from as one below 1, got "
                 f"{self.other_starts} and {self.corrections_from}."
             )
+        if self.float16 and self.bfloat16:
+            raise ValueError("TrainConfig expects bfloat16 or float16, got both.")
         if self.gradient != "phantom" and (self.recurrent or self.phantom_steps != 1):
             raise ValueError(
                 f"TrainConfig expects phantom_steps=1 and an equilibrium model where gradient is {self.gradient!r}: "

@@ -13,6 +13,7 @@ from deqflow.equilibrium import GradientMode, Implicit, Phantom, Reversible, Unr
 from deqflow.model import checkpoints
 from deqflow.model.build import build
 from deqflow.model.estimator import FlowEstimator
+from deqflow.model.precision import fast_precision
 from deqflow.model.problem import FlowProblem
 from deqflow.model.state import FlowState
 from deqflow.solvers import SolverResult, Stop
@@ -95,10 +96,20 @@ def _encoders(estimator: FlowEstimator) -> list[nn.Module]:
     return [part for part in (estimator.feature_encoder, estimator.context_encoder) if part is not None]
 
 
+def training_precision(device: torch.device, config: TrainConfig) -> torch.dtype:
+    """The precision of convolutions in training: as configured, or what the device is fast in."""
+    if config.float16:
+        return torch.float16
+    if config.bfloat16 is None:
+        return fast_precision(device)
+    return torch.bfloat16 if config.bfloat16 else torch.float32
+
+
 def autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
     """Automatic mixed precision as configured."""
-    dtype = torch.float16 if config.float16 else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=config.float16 or config.bfloat16)
+    dtype = training_precision(device, config)
+    mixed = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if mixed else torch.bfloat16, enabled=mixed)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ _PUBLISHED = TrainConfig(
     evals=(36, 36),
     corrections=6,
     bfloat16=False,
+    attraction="none",
     workers=4,
     validate_every=5000,
 )

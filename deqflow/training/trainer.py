@@ -25,15 +25,25 @@ from deqflow.training.data import Shares, training_pairs
 from deqflow.training.devices import Processes
 from deqflow.training.files import complete, plain, write_config
 from deqflow.training.logs import Board, Progress, make_bar, say, shows_bars, write_row
-from deqflow.training.objective import Objective, autocast, draw_step, make_estimator, origin, prepare, set_training
+from deqflow.training.objective import (
+    Objective,
+    autocast,
+    draw_step,
+    make_estimator,
+    origin,
+    prepare,
+    set_training,
+    training_precision,
+)
 from deqflow.training.states import load_state, random_state, save_state, set_random_state, write_tensors
 from deqflow.training.validation import Validation, measure_pairs, summarise
 
 EVALS = (6, 12, 24, 48)
 SMALLEST_SCALE = 2.0**-14  # float16 cannot hold a gradient that needs less
 
-# What may change when a run goes on: it changes no result.
+# May differ on resume; does not affect the weights.
 _FREE = ("workers", "data_root")
+_LONGER = " To train longer than planned, start a run in a new folder from this one's model.safetensors, with --from."
 
 
 class Trainer:
@@ -177,6 +187,7 @@ class Trainer:
             "pairs": self.step * config.batch,
             "hours": round(self.seconds / 3600, 3),
             "torch": torch.__version__,
+            "precision": str(training_precision(self.device, config)).removeprefix("torch."),
             "before": origin(config),
         }
 
@@ -223,7 +234,7 @@ class Trainer:
         write_tensors(place | {key: tensor.cpu() for key, tensor in batch._asdict().items()}, path)
         raise FloatingPointError(
             f"The {name} of step {self.step} (seed {self.config.seed}, pairs {indices[0]} to {indices[-1]}) is not "
-            f"finite: lower lr, or set bfloat16=False. The batch is in {path}."
+            f"finite: lower lr, or set bfloat16=False for float32. The batch is in {path}."
         )
 
     def _log(self, on_progress: Callable[[Progress], None] | None, board: Board | None) -> None:
@@ -266,8 +277,13 @@ class Trainer:
                 write_config(self.config, self.folder / "config.yaml")
             return
         stored, asked = complete(json.loads(state["config"])), plain(self.config)
-        if any(stored[name] != asked[name] for name in asked if name not in _FREE):
-            raise ValueError(f"{self.folder} holds a run of another configuration: use a new folder, or delete it.")
+        differing = differences(stored, asked)
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds a run of another configuration: use a new folder, or delete it. They differ in "
+                f"{', '.join(f'{name} ({there!r} there, {now!r} now)' for name, (there, now) in differing.items())}."
+                + (_LONGER if asked["steps"] > stored["steps"] else "")
+            )
         self.estimator.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -284,3 +300,15 @@ class Trainer:
                 f"Trainer expects a batch that {self.processes.count} processes with accumulate="
                 f"{self.config.accumulate} can share out, got {self.config.batch}: take a multiple of {shares}."
             )
+
+
+def differences(stored: dict[str, Any], asked: dict[str, Any], place: str = "") -> dict[str, tuple[Any, Any]]:
+    """The settings that affect the weights and differ, by name: as stored, and as asked for."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, now in asked.items():
+        there = stored[name]
+        if isinstance(now, dict):
+            found |= differences(there, now, f"{place}{name}.")
+        elif there != now and name not in _FREE:
+            found[place + name] = (there, now)
+    return found

@@ -95,8 +95,18 @@ def test_workers_change_no_bit(finished, tmp_path):
 
 def test_a_folder_of_another_configuration_is_refused(finished):
     before = (finished / "state-0000006.pt").read_bytes()
-    for change in ({"seed": 1}, {"lr": 1e-3}, {"scenes": SceneConfig(height=32, width=40)}):
-        with pytest.raises(ValueError, match=r"finished holds a run of another configuration: use a new folder"):
+    for change, named in (
+        ({"seed": 1}, r"differ in seed \(0 there, 1 now\)\.$"),
+        (
+            {"lr": 1e-3, "validate_every": 3},
+            r"differ in lr \(0.0008 there, 0.001 now\), validate_every \(2 there, 3 now\)\.$",
+        ),
+        ({"scenes": SceneConfig(height=32, width=40)}, r"differ in scenes.width \(32 there, 40 now\)\.$"),
+        ({"steps": 9}, r"steps \(6 there, 9 now\)\. To train longer than planned, .* with --from\."),
+    ):
+        with pytest.raises(
+            ValueError, match=r"finished holds a run of another configuration: use a new folder.*" + named
+        ):
             Trainer(dataclasses.replace(CONFIG, **change), finished)
     assert (finished / "state-0000006.pt").read_bytes() == before
 
