@@ -137,5 +137,6 @@ def test_results_of_a_short_run_are_refused():
         claim_rows(files.__getitem__)
 
 
+@pytest.mark.claims
 def test_the_committed_results_have_all_that_is_asked():
     assert len(claim_rows(lambda name: load_results(published(name)))) == 9

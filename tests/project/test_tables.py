@@ -15,6 +15,7 @@ RUNS = {
 }  # fmt: skip
 
 
+@pytest.mark.claims
 def test_the_pages_say_what_the_results_files_say():
     texts = [(ROOT / page).read_text() for page in tables.PAGES]
     shown = [name for text in texts for name in re.findall(r"<!-- table: ([\w-]+) -->", text)]

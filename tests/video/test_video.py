@@ -75,6 +75,7 @@ def test_warping_moves_both_and_fills_what_was_uncovered(generator):
     torch.testing.assert_close(after.flow, before.flow)
 
 
+@pytest.mark.claims
 @pytest.mark.parametrize("policy", ["warp", "reuse"])
 def test_a_carried_start_is_nearer_to_the_end_and_needs_less(estimator, moving, policy):
     cold = run_clip(estimator, VideoSample([x[0] for x in moving]), "reset", STOP)
@@ -156,6 +157,7 @@ def test_a_cut_resets_and_costs_at_most_one_evaluation(estimator, with_cut, poli
     }
 
 
+@pytest.mark.claims
 def test_a_cut_that_brightness_does_not_show_is_seen_by_the_residual(estimator, with_cut):
     blind = CutRule(photometric_above=1e9, residual_times=2.0, residual_above=0.5)
     warm = VideoFlow(estimator, stop=STOP, cut=blind)
