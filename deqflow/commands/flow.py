@@ -30,7 +30,9 @@ class Flow:
         atol: tolerance, how far one more evaluation would move the flow, in px; the model's own if not given.
         largest: length in px that gets the full colour; the longest vector's if not given, of a video one and a half
             times its first pair's 99th percentile.
-        policy: of a video, what a solve starts from: the last one's state along the flow, as published, or nothing.
+        policy: of a video, what a solve starts from: "warp", the last state moved along the flow; "reuse", the same
+            with the hidden state left in place, as published; "flow", the moved flow alone, as RAFT does it; "reset",
+            the model's own start. If not given, "flow" for recurrent models and "warp" for others.
         drawing: of a video, what the film shows.
         files: of a video, what goes into a folder.
         statistics: of a video, where to write the numbers of each pair (.npz).
@@ -44,7 +46,7 @@ class Flow:
     max_evals: int | None = None
     atol: float | None = None
     largest: float | None = None
-    policy: video.Policy = "warp"
+    policy: video.Policy | None = None
     drawing: video.Drawing = "colors"
     files: video.FileFormat = "flo"
     statistics: Path | None = None

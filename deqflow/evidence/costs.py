@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from deqflow.evidence.diagnostics import KeptForBackward, LiveTensors
-from deqflow.model import correlation, encoders, flow_map, updates
-from deqflow.model.estimator import BilinearUpsampler, ConvexUpsampler, FlowEstimator
+from deqflow.model import attraction, correlation, encoders, flow_map, updates, upsampling
+from deqflow.model.estimator import FlowEstimator
 
 MIB = 2**20
 
@@ -171,17 +171,13 @@ def at_depth(values: Mapping[int, float], depth: int) -> float:
     return high + (high - low) * (depth - far) / (far - near)
 
 
-PARTS: dict[Any, str] = {  # modules, packages and classes whose code belongs to a part of the model
-    encoders: "encoders",
-    correlation: "correlation",
-    updates: "update",
-    flow_map: "update",
-    ConvexUpsampler: "upsampling",
-    BilinearUpsampler: "upsampling",
-}
-PLACES = {  # the same by dotted name
-    f"{owner.__module__}.{owner.__qualname__}" if isinstance(owner, type) else owner.__name__: part
-    for owner, part in PARTS.items()
+PARTS = {  # by module or package: the part of the model that its code belongs to
+    encoders.__name__: "encoders",
+    correlation.__name__: "correlation",
+    updates.__name__: "update",
+    attraction.__name__: "update",
+    flow_map.__name__: "update",
+    upsampling.__name__: "upsampling",
 }
 
 
@@ -207,9 +203,8 @@ def kept_by_part(estimator: FlowEstimator, image1: Tensor, image2: Tensor) -> di
 def _part() -> str:
     """The part whose code is running: that of the innermost function on the stack that belongs to one."""
     for frame, _ in traceback.walk_stack(inspect.currentframe()):
-        name = f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_qualname}"
-        for place, part in PLACES.items():
-            if name.startswith(f"{place}."):
+        for module, part in PARTS.items():
+            if f"{frame.f_globals.get('__name__')}.".startswith(f"{module}."):
                 return part
     return "rest"
 

@@ -17,8 +17,10 @@ from deqflow.data.metrics import endpoint_error
 from deqflow.evidence.diagnostics import KeptForBackward
 from deqflow.lab.widgets.settings import RunSettings, require
 from deqflow.lab.widgets.watch import StoppedError, Watch, Weighed
-from deqflow.model.estimator import STRIDE, FlowEstimator, FlowState, check_images
+from deqflow.model.estimator import FlowEstimator
 from deqflow.model.geometry import Padding
+from deqflow.model.images import check_images
+from deqflow.model.state import STRIDE, FlowState
 from deqflow.solvers import FixedPointMap, OutsideSolver, Rule, Status, solve
 
 
@@ -148,7 +150,7 @@ class SolverBench:
                 fz, outcome = watch.best, "stopped"
             synchronize(z0)
             milliseconds = 1e3 * (time.perf_counter() - started)
-            state = FlowState(fz[:, :-2], fz[:, -2:])
+            state = FlowState.unpack(fz)
             flow = problem.padding.crop(problem.model.upsampler(state))[0].float().cpu()
         pair, evaluations = problem.pair, len(watch.trace)
         error = endpoint_error(flow[None], pair.flow[None])[0].where(pair.valid, torch.nan)
@@ -224,18 +226,15 @@ def _prepare(pair: FlowSample, model: FlowEstimator, precision: str) -> _Problem
     like = next(model.parameters())
     images = [image[None].to(like) for image in (pair.image1, pair.image2)]
     check_images(*images)
-    height, width = images[0].shape[-2:]
-    padding = Padding(height, width, STRIDE)
-    image1, image2 = (padding.pad(image) for image in images)
     with torch.enable_grad(), KeptForBackward(apart_from=model.parameters()) as kept:
-        f, z0 = model.fixed_point_map(image1, image2)
+        f, z0 = (problem := model.problem(*(model.encode(image) for image in images))).f, problem.z0
         first = f(z0.detach())
         first_bytes = kept.bytes
         second = f(first.detach())
         further_bytes = kept.bytes - first_bytes
-    del f, first, second  # and with them what autograd keeps
-    f, z0 = model.fixed_point_map(image1, image2)
-    return _Problem(pair, model, f, z0, padding, first_bytes, further_bytes)
+    del problem, f, first, second  # and with them what autograd keeps
+    problem = model.problem(*(model.encode(image) for image in images))
+    return _Problem(pair, model, problem.f, problem.z0, problem.padding, first_bytes, further_bytes)
 
 
 def _start(problem: _Problem, settings: RunSettings, previous: SolverRun | None) -> Tensor:
@@ -243,13 +242,13 @@ def _start(problem: _Problem, settings: RunSettings, previous: SolverRun | None)
     if settings.start == "random":
         generator = torch.Generator().manual_seed(settings.seed)
         z0 = torch.randn(z0.shape, generator=generator).to(z0)  # a flow of 1 px at 1/8 size: 8 px
-        z0[:, :-2] = z0[:, :-2].tanh()
+        FlowState.unpack(z0).hidden.tanh_()
     elif settings.start == "true flow":
-        z0[:, -2:] = _true_flow(problem, settings.pair)
+        FlowState.unpack(z0).flow.copy_(_true_flow(problem, settings.pair))
     elif settings.start == "previous solution":
         if previous is None:
             raise ValueError("There is no previous solution yet: run once from another start.")
-        packed = torch.cat([previous.state.hidden, previous.state.flow], 1)
+        packed = previous.state.pack()
         if packed.shape != z0.shape:
             raise ValueError(
                 f"The previous solution does not fit: its state has the shape {tuple(packed.shape[1:])}, this pair and "
