@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,87 +13,134 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deqflow.data.netpbm import decode_netpbm
+from deqflow.data.numpy_files import DEFLATE_LARGEST, read_arrays
 from deqflow.data.writing import write_whole
 
+# The suffixes of images that are looked for in a folder. A file that is named may have any that OpenCV can read.
+IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".pnm", ".pam", ".bmp", ".tif", ".tiff", ".webp"))
+FLOAT_SUFFIXES = (".pfm", ".exr", ".hdr", ".pic")  # floating-point images, whose pixel range is unknown
 UNKNOWN_FLOW = 1e9  # Middlebury marks unknown vectors by greater values
 UNKNOWN_MARK = 1e10  # what we write for them
-# Tag, width, height and scale, as in b"PF\n960 540\n-1.0\n".
+# Tag, width, height, scale and line end, as in b"PF\n960 540\n-1.0\n".
 PFM_HEADER = re.compile(rb"PF\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s")
-DEFLATE_LARGEST = 1032  # bytes that one compressed byte can hold
-KITTI_LARGEST = (2**16 - 1 - 2**15) / 64  # px; the least is -512
+KITTI_LARGEST = (2**16 - 1 - 2**15) / 64  # px; the smallest is -512
+NAMES_OF_FLOW_FILES = ".flo, .pfm, .flo5, .npy, .npz or KITTI's 16-bit .png"
+
+
+def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The image files in a folder, sorted by name.
+
+    Files and folders whose names begin with a dot are left out: systems and programs put their own there, such as
+    macOS's ``._x.png`` beside ``x.png``.
+
+    Args:
+        folder: where to look.
+        recursive: look in the folders inside it as well.
+    """
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not has_hidden_part(path.relative_to(folder))
+    )
+
+
+def has_hidden_part(path: Path) -> bool:
+    """Whether a part of a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_image(path: str | Path) -> Tensor:
     """Read an image file as (1, 3, H, W) float32, RGB, 0..255: what an estimator takes.
 
-    Grey images get three equal channels, transparency is dropped, the range of 16 bits is scaled to that of 8.
+    Grey images get three equal channels, and transparency is dropped. Values of 16 bits are scaled to 0..255, and those
+    of .pgm, .ppm and .pam files by the largest value that the file names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no image that OpenCV can read, damaged, or holds neither 8 nor 16 bits.
+        ValueError: OpenCV can't read the file as an image, it is damaged, or its pixels have neither 8 nor 16 bits.
     """
-    pixels = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "an image such as .png, .jpg or .ppm")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path} expects 8 or 16 bits, got {pixels.dtype}, whose range nothing says: convert it.")
-    rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.float32)
-    return torch.from_numpy(rgb / 257 if pixels.dtype == np.uint16 else rgb).permute(2, 0, 1)[None]
+    path, expected = Path(path), "an image such as .png, .jpg or .ppm"
+    content = _content(path)
+    try:
+        rgb = decode_netpbm(content)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read: {error}. Copy it again.") from error
+    if rgb is None:
+        pixels = _decode(path, content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, expected)
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                f"{path} expects 8 or 16 bits, got {pixels.dtype}, and its pixel range is unknown: convert it to 8 or "
+                "16 bits."
+            )
+        rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.float32)
+        rgb = rgb / 257 if pixels.dtype == np.uint16 else rgb
+    return torch.from_numpy(rgb).permute(2, 0, 1)[None]
 
 
 def write_image(path: str | Path, image: np.ndarray) -> Path:
-    """Write an RGB picture (H, W, 3) uint8 in the format that the suffix names.
+    """Write an RGB image (H, W, 3) uint8 in the format that the suffix names.
 
     Raises:
-        ValueError: not such an array, OpenCV has no such format, or the format cannot hold the picture.
+        ValueError: the array has another shape or type, the suffix is not that of an image of 8 bits which OpenCV can
+            write, or the format cannot hold an image of this size.
         OSError: the folder can't be written to, or the disk is full.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"write_image expects (H, W, 3) uint8, got {image.dtype} {image.shape}.")
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     path = Path(path)
-    if not path.suffix or not cv2.haveImageWriter(path.name):
-        raise ValueError(f"Can't write {path}: expected a suffix such as .png or .jpg, got {path.suffix!r}.")
+    known = path.suffix and path.suffix.lower() not in FLOAT_SUFFIXES and cv2.haveImageWriter(path.name)
+    if not known:
+        raise ValueError(f"Can't write the image {path}: expected a suffix such as .png or .jpg, got {path.suffix!r}.")
     return write_whole(path, _encode(path, bgr))
 
 
 def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
-    """Read a flow field from Middlebury's ``.flo``, FlyingThings3D's ``.pfm``, KITTI's ``.png`` or Spring's ``.flo5``.
+    """Read a flow field in the format that the suffix names.
+
+    These are Middlebury's ``.flo``, FlyingThings3D's ``.pfm``, KITTI's 16-bit ``.png``, Spring's ``.flo5``, and NumPy's
+    ``.npy`` and ``.npz``. These two hold an array of shape (H, W, 2) or (2, H, W). An ``.npz`` has it by the name
+    ``flow``, beside which there may be ``valid``, booleans of shape (H, W). An array of shape (2, W, 2) is taken as
+    (H, W, 2).
 
     Returns:
         flow (2, H, W) float32 in pixels, zero where unknown, and valid (H, W) booleans.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another suffix, or a damaged file.
+        ValueError: the suffix is another one, or the file is damaged.
         ImportError: ``.flo5`` needs h5py, which is not installed.
     """
     path = Path(path)
-    readers = {".flo": _read_flo, ".pfm": _read_pfm, ".png": _read_kitti, ".flo5": _read_flo5}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"read_flow expects a .flo, .pfm or .flo5 file or KITTI's 16-bit .png, got {path}.")
+    if path.suffix.lower() not in _READERS:
+        raise ValueError(f"read_flow expects {NAMES_OF_FLOW_FILES}, got {path}.")
     _require(path)
-    return readers[path.suffix.lower()](path)
+    return _READERS[path.suffix.lower()](path)
 
 
 def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> Path:
     """Write a flow field, (2, H, W) in pixels, in the format that the suffix names.
 
-    ``.flo``, ``.pfm`` and ``.flo5`` hold float32. KITTI's 16-bit ``.png`` holds multiples of 1/64 from -512 to
-    511.984375, to the nearest of which the flow is rounded.
+    ``.flo``, ``.pfm``, ``.flo5``, ``.npy`` and ``.npz`` hold float32. KITTI's 16-bit ``.png`` holds multiples of 1/64
+    from -512 to 511.984375, to the nearest of which the flow is rounded. In ``.npy`` and ``.npz`` files the flow has
+    the shape (H, W, 2) and is NaN where it is unknown; an ``.npz`` holds ``flow`` and ``valid``.
 
     Args:
-        path: ends in .flo, .pfm, .png or .flo5.
+        path: ends in .flo, .pfm, .png, .flo5, .npy or .npz.
         flow: what to write.
         valid: (H, W) booleans, where the flow is known; everywhere if not given.
 
     Raises:
-        ValueError: another shape, no pixels, another suffix, or a flow that KITTI's format cannot hold.
+        ValueError: the flow has another shape or no pixels, the suffix is another one, or KITTI's format cannot hold
+            the flow.
         OSError: the folder can't be written to, or the disk is full.
         ImportError: ``.flo5`` needs h5py, which is not installed.
     """
     path = Path(path)
-    writers = {".flo": _write_flo, ".pfm": _write_pfm, ".png": _write_kitti, ".flo5": _write_flo5}
-    if path.suffix.lower() not in writers:
-        raise ValueError(f"write_flow expects a path that ends in .flo, .pfm, .png or .flo5, got {path}.")
+    if path.suffix.lower() not in _WRITERS:
+        raise ValueError(f"write_flow expects a path that ends in {NAMES_OF_FLOW_FILES}, got {path}.")
     if flow.dim() != 3 or flow.shape[0] != 2 or flow.numel() == 0:
         raise ValueError(f"write_flow expects a flow of shape (2, H, W), got {tuple(flow.shape)}.")
     known = torch.ones(flow.shape[1:], dtype=torch.bool) if valid is None else valid.cpu()
@@ -102,14 +150,14 @@ def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> P
             f"got {known.dtype} {tuple(known.shape)}."
         )
     pixels = flow.detach().float().cpu().permute(1, 2, 0).contiguous().numpy()  # (H, W, 2)
-    return writers[path.suffix.lower()](path, pixels, known.numpy())
+    return _WRITERS[path.suffix.lower()](path, pixels, known.numpy())
 
 
 def _read_flo(path: Path) -> tuple[Tensor, Tensor]:
     header = np.fromfile(path, "<i4", count=3)
     # Check the size before OpenCV allocates what a damaged header asks for.
     if len(header) < 3 or header[0].tobytes() != b"PIEH":
-        raise ValueError(f"{path} is no .flo file: expected the tag PIEH and a size at its beginning.")
+        raise ValueError(f"{path} is not a .flo file: expected the tag PIEH and a size at its beginning.")
     width, height = int(header[1]), int(header[2])
     _check_size(path, width, height, expected=12 + 8 * width * height)
     return _known(torch.from_numpy(cv2.readOpticalFlow(str(path))).permute(2, 0, 1).contiguous())
@@ -123,17 +171,22 @@ def _write_flo(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
 
 def _read_pfm(path: Path) -> tuple[Tensor, Tensor]:
     with path.open("rb") as file:
-        header = PFM_HEADER.match(file.read(100))
+        beginning = file.read(100)
+    header = PFM_HEADER.match(beginning)
     scale = float(header[3]) if header else 0.0
     if header is None or scale == 0:
         raise ValueError(
-            f"{path} is no flow in .pfm: expected the tag PF (three channels), a width, a height "
+            f"{path} is not a flow in .pfm: expected the tag PF (three channels), a width, a height "
             "and a scale other than 0 at its beginning."
         )
     width, height = int(header[1]), int(header[2])
-    _check_size(path, width, height, expected=header.end() + 12 * width * height)
+    start, size = header.end(), 12 * width * height
+    # A header with Windows' line ends has one character more.
+    if beginning[start - 1 : start + 1] == b"\r\n" and path.stat().st_size == start + 1 + size:
+        start += 1
+    _check_size(path, width, height, expected=start + size)
     # The sign of the scale is the order of the bytes, and the lowest row comes first.
-    values = np.fromfile(path, "<f4" if scale < 0 else ">f4", offset=header.end()).reshape(height, width, 3)
+    values = np.fromfile(path, "<f4" if scale < 0 else ">f4", offset=start).reshape(height, width, 3)
     return _known(torch.from_numpy(values[::-1, :, :2].transpose(2, 0, 1).astype(np.float32, order="C")))
 
 
@@ -146,7 +199,7 @@ def _write_pfm(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
 
 
 def _read_kitti(path: Path) -> tuple[Tensor, Tensor]:
-    pixels = _decode(path, cv2.IMREAD_UNCHANGED, "a 16-bit flow image of KITTI")
+    pixels = _decode(path, _content(path), cv2.IMREAD_UNCHANGED, "a 16-bit flow image of KITTI")
     if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(
             f"{path} expects 16 bits and three channels (KITTI's flow), got {pixels.dtype} {pixels.shape}."
@@ -164,7 +217,7 @@ def _write_kitti(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
         raise ValueError(
             f"Can't write {path}: KITTI's format holds -512 to {KITTI_LARGEST} px, got {len(wrong)} vectors out of "
             f"range, the first {wrong[0].tolist()}. Clamp the flow with flow.clamp(-512, {KITTI_LARGEST}), "
-            "mark them as not valid, or write .flo."
+            "mark them as not valid, or write a .flo file."
         )
     # Green and red are v and u, blue is the mask; OpenCV's order is blue, green, red.
     bgr = np.concatenate([np.ones((*known.shape, 1)), values[..., ::-1]], 2)
@@ -188,7 +241,7 @@ def _read_flo5(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _flo5_fault(h5py: ModuleType, file: Any, size: int) -> str:
-    """What is wrong with an HDF5 file before its flow is read; nothing if it may be."""
+    """What is wrong with an HDF5 file, found before its flow is read; an empty string if nothing is."""
     # Links and virtual data could lead to any other file.
     if not isinstance(file.get("flow", getlink=True), h5py.HardLink):
         return "expected a dataset named flow"
@@ -199,12 +252,12 @@ def _flo5_fault(h5py: ModuleType, file: Any, size: int) -> str:
         return f"expected floats of shape (H, W, 2), got {flow.dtype} {flow.shape}"
     stored = min(flow.id.get_storage_size(), size)
     if flow.nbytes > (DEFLATE_LARGEST if flow.compression else 1) * stored:
-        return f"a flow of {flow.shape[1]}x{flow.shape[0]} does not fit in the {stored} bytes that are there"
+        return f"a flow of {flow.shape[1]}x{flow.shape[0]} does not fit in the {stored} bytes that the file holds"
     return ""
 
 
 def _write_flo5(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
-    content = io.BytesIO()  # writing to a full disk itself, HDF5 takes the process down
+    content = io.BytesIO()  # HDF5 ends the process where it writes to a full disk itself
     with _h5py(path).File(content, "w") as file:
         marked = np.where(known[..., None], pixels, np.float32("nan"))
         file.create_dataset("flow", data=marked, compression="gzip", compression_opts=5)
@@ -219,8 +272,70 @@ def _h5py(path: Path) -> ModuleType:
     return h5py
 
 
+def _read_npy(path: Path) -> tuple[Tensor, Tensor]:
+    return _known(_as_flow(path, read_arrays(path)["flow"]))
+
+
+def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
+    arrays = read_arrays(path)
+    flow, valid = _known(_as_flow(path, arrays["flow"]))
+    if "valid" in arrays:
+        mask = torch.from_numpy(arrays["valid"])
+        if mask.dtype != torch.bool or mask.shape != valid.shape:
+            raise ValueError(
+                f"{path} expects valid to be booleans of shape {tuple(valid.shape)}, got {mask.dtype} "
+                f"{tuple(mask.shape)}."
+            )
+        valid = valid & mask
+    return torch.where(valid, flow, 0.0), valid
+
+
+def _as_flow(path: Path, values: np.ndarray) -> Tensor:
+    """(H, W, 2) or (2, H, W) -> (2, H, W) float32."""
+    if values.ndim == 3 and values.size and values.dtype.kind != "b":
+        flow = torch.from_numpy(values.astype(np.float32))
+        if values.shape[2] == 2:
+            return flow.permute(2, 0, 1).contiguous()
+        if values.shape[0] == 2:
+            return flow.contiguous()
+    raise ValueError(
+        f"{path} expects a flow of shape (H, W, 2) or (2, H, W), got an array of {values.dtype} {values.shape}."
+    )
+
+
+def _write_npy(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    content = io.BytesIO()
+    np.save(content, np.where(known[..., None], pixels, np.float32("nan")))
+    return write_whole(path, content.getvalue())
+
+
+def _write_npz(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+    content = io.BytesIO()
+    np.savez_compressed(content, flow=np.where(known[..., None], pixels, np.float32("nan")), valid=known)
+    return write_whole(path, content.getvalue())
+
+
+_READERS: dict[str, Callable[[Path], tuple[Tensor, Tensor]]] = {
+    ".flo": _read_flo,
+    ".pfm": _read_pfm,
+    ".png": _read_kitti,
+    ".flo5": _read_flo5,
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+}
+_WRITERS: dict[str, Callable[[Path, np.ndarray, np.ndarray], Path]] = {
+    ".flo": _write_flo,
+    ".pfm": _write_pfm,
+    ".png": _write_kitti,
+    ".flo5": _write_flo5,
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+}
+FLOW_SUFFIXES = frozenset(_WRITERS)
+
+
 def _check_size(path: Path, width: int, height: int, *, expected: int) -> None:
-    """Refuse a damaged header before anything of the size that it names is allocated."""
+    """Refuse a damaged header before memory of the size that it names is allocated."""
     got = path.stat().st_size
     if min(width, height) < 1 or got != expected:
         raise ValueError(
@@ -236,16 +351,19 @@ def _known(flow: Tensor) -> tuple[Tensor, Tensor]:
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"No file at {path}: check the path and the working folder.")
+        advice = ", for there is a folder of this name" if path.is_dir() else " and the working folder"
+        raise FileNotFoundError(f"No file at {path}: check the path{advice}.")
 
 
-def _decode(path: str | Path, flags: int, expected: str) -> np.ndarray:
-    path = Path(path)
+def _content(path: Path) -> bytes:
+    """The bytes of a file. OpenCV's own reading fails where a path has letters outside of ASCII, on some systems."""
     _require(path)
-    # Reading the bytes ourselves makes any path work, whatever letters are in it.
-    data = np.fromfile(path, np.uint8)
+    return path.read_bytes()
+
+
+def _decode(path: Path, content: bytes, flags: int, expected: str) -> np.ndarray:
     try:
-        pixels = cv2.imdecode(data, flags) if len(data) else None
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error:  # a header that asks for more pixels than OpenCV is willing to read
         pixels = None
     if pixels is None:
@@ -254,9 +372,9 @@ def _decode(path: str | Path, flags: int, expected: str) -> np.ndarray:
 
 
 def _encode(path: Path, bgr: np.ndarray) -> bytes:
-    """A picture as its file has it: OpenCV's own writing does not notice everywhere that a disk is full."""
+    """The bytes of an image file. OpenCV's own writing does not always notice that a disk is full."""
     done, content = cv2.imencode(path.suffix, bgr)
     if not done:
         height, width = bgr.shape[:2]
-        raise ValueError(f"Can't write {path}: its format can't hold a picture of {width}x{height}.")
+        raise ValueError(f"Can't write {path}: its format can't hold an image of {width}x{height}.")
     return content.tobytes()

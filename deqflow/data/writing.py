@@ -1,13 +1,14 @@
 """Files are written whole or not at all: under a temporary name beside their own, and renamed at the end."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 def unfinished_name(path: Path) -> Path:
-    """The name that a file is written under. The suffix stays last: it may name the format."""
-    return path.with_name(f".{path.stem}.part{path.suffix}")
+    """The name that this process writes a file under. The suffix stays last: it may name the format."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 
 @contextmanager

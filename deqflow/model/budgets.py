@@ -8,6 +8,7 @@ from torch import Tensor
 from deqflow.model.estimator import FlowEstimator
 from deqflow.model.problem import FlowProblem
 from deqflow.model.scales import stop_at_scale
+from deqflow.model.state import FlowState
 from deqflow.solvers import OnEval, SolverResult, Stop, solve
 
 
@@ -15,11 +16,11 @@ def solve_budgets(
     problem: FlowProblem,
     evals: Sequence[int],
     *,
-    start: Tensor | None = None,
+    start: FlowState | None = None,
     scale: float = 1.0,
     on_eval: OnEval | None = None,
 ) -> SolverResult:
-    """Solve by the model's own rule, without early stop, and keep what each budget would have returned.
+    """Solve by the estimator's own rule, without early stop, and keep what each budget would have returned.
 
     A diverging solve is not repeated with damping, as the estimator would: that would cost more than the budget. A
     solve that ends early, at an exact fixed point or because a sample is not finite, has its last state for all
@@ -28,17 +29,17 @@ def solve_budgets(
     Args:
         problem: what to solve.
         evals: budgets, numbers of evaluations from 1.
-        start: the packed state to solve from; the model's own if not given.
+        start: the state to solve from; the problem's own if not given.
         scale: by which the images were resized; residuals are in pixels of the images before that.
         on_eval: called after each evaluation, see :func:`deqflow.solvers.solve`.
 
     Returns:
         The account of the largest budget; for each k of ``evals``, ``kept[k]`` has state and residual, in pixels.
     """
-    estimator = problem.estimator
-    stop = stop_at_scale(Stop(max_evals=max(evals), atol=0.0, norm=problem.residual), scale, estimator.stride)
-    z0 = problem.z0 if start is None else start
-    return solve(problem.f, z0, estimator.equilibrium.rule, stop, keep=evals, on_eval=on_eval)
+    stop = Stop(max_evals=max(evals), atol=0.0).measured_by(problem.residual)
+    stop = stop_at_scale(stop, scale, problem.estimator.stride)
+    z0 = problem.z0 if start is None else problem.start(start)
+    return solve(problem.f, z0, problem.estimator.equilibrium.rule, stop, keep=evals, on_eval=on_eval)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
-"""From a video to its flow in files: read ahead, solve, draw, write; with a progress bar, and whole after Ctrl-C."""
+"""From a video to its flow in files: read ahead, solve, draw, write. Ctrl-C leaves whole files."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -10,12 +11,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from deqflow.data.colors import SMALLEST_SCALE, add_key
 from deqflow.video.estimation import VideoFlow, VideoStep
-from deqflow.video.reading import Frames, ahead, read_frames
+from deqflow.video.reading import Frames, ShortVideoError, ahead, read_frames
 from deqflow.video.writing import CODECS, Drawing, FlowFolder, Movie, Statistics, draw_flow
 
-FileFormat = Literal["flo", "kitti"]
-SUFFIXES: dict[FileFormat, str] = {"flo": ".flo", "kitti": ".png"}
+FileFormat = Literal["flo", "pfm", "kitti", "flo5", "npy", "npz"]
+SUFFIXES: dict[FileFormat, str] = {
+    "flo": ".flo",
+    "pfm": ".pfm",
+    "kitti": ".png",
+    "flo5": ".flo5",
+    "npy": ".npy",
+    "npz": ".npz",
+}
 
 
 def film_flow(
@@ -26,50 +35,68 @@ def film_flow(
     drawing: Drawing = "colors",
     files: FileFormat = "flo",
     largest: float | None = None,
+    key: bool = False,
     statistics: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[Statistics, bool]:
-    """Write the flow of a video: as a film, or as a file a frame where ``out`` has no suffix.
+    """Write the flow of a video: as a film, or as one file a frame if ``out`` has no suffix.
 
-    Memory does not grow with the length but for the statistics, some bytes a frame. Ctrl-C ends it early: what was
-    written until then is whole.
+    Memory does not grow with the length, except for the statistics, which take some bytes a frame. Ctrl-C ends it
+    early; what was written until then is whole.
 
     Args:
-        source: video file, or folder of pictures.
+        source: video file, or folder of images.
         out: film (.mp4, .avi and others), or folder.
-        video: estimates; begins anew.
-        drawing: of the film: "colors", "arrows", or "side" by side.
-        files: in a folder: "flo", or "kitti" (16-bit .png).
-        largest: length in px that gets the full colour; half above the first pair's 99th percentile if not given.
-        statistics: .npz for the numbers of each pair.
+        video: estimates the flow; it is reset first.
+        drawing: what the film shows: "colors", "arrows", or "side" by side.
+        files: format of the files in a folder; "kitti" is KITTI's 16-bit .png.
+        largest: length in px that gets the full colour in a film; if not given, 1.5 times the 99th percentile of the
+            first pair's lengths, at least 2 px.
+        key: add a key to the colours of a film.
+        statistics: .npz file for the numbers of each pair.
         progress: show a bar, with frames a second and evaluations a frame.
 
     Returns:
-        The statistics, and whether it was interrupted.
+        The statistics, and whether the run was interrupted.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: the source can't be read, or ``out`` can't be written; there are fewer
-            than two frames.
+        FileNotFoundError, ValueError, OSError: the source can't be read, ``out`` can't be written or is the source, or
+            there are fewer than two frames.
+        ShortVideoError: the video ends before the number of frames that its file names; the flow of all frames that
+            could be read is written.
     """
     out = Path(out)
     if statistics is not None and Path(statistics).suffix != ".npz":
         raise ValueError(f"Statistics are written as .npz, got {statistics}.")
-    if out.resolve() == Path(source).resolve():
-        raise ValueError(f"The flow of {source} would take its place: choose another --out.")
+    if is_same_file(out, source):
+        raise ValueError(f"The flow of {source} would replace it: choose another --out.")
     frames = read_frames(source)
-    numbers, interrupted = Statistics(), False
+    numbers, interrupted, short = Statistics(), False, None
     video.reset()
     try:
         with ExitStack() as stack:
-            write = _writer(out, stack, frames, drawing, files, largest)
+            write = _writer(out, stack, frames, drawing, files, largest, key)
             _run(frames, video, write, numbers, stack, progress)
     except KeyboardInterrupt:
         interrupted = True
-    if not numbers.rows and not interrupted:
-        raise ValueError(f"{source} has fewer than two frames: flow is from each one to the next.")
+    except ShortVideoError as error:
+        short = error
     if statistics is not None and numbers.rows:
         numbers.save(statistics)
+    if short is not None:
+        written = f" The flow of the {len(numbers.rows)} pairs before that is in {out}." if numbers.rows else ""
+        raise ShortVideoError(f"{short}{written}") from short
+    if not numbers.rows and not interrupted:
+        raise ValueError(f"{source} has fewer than two frames: flow is from each one to the next.")
     return numbers, interrupted
+
+
+def is_same_file(path: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to one file or folder, whatever links are on the way."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one of them is not there
+        return Path(path).resolve() == Path(other).resolve()
 
 
 def _run(
@@ -84,8 +111,8 @@ def _run(
     pairs = max(frames.count - 1, 0) or None
     layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
     bar = stack.enter_context(tqdm(total=pairs, unit=" frames", bar_format=layout, disable=not progress))
-    evaluations = 0
-    for image, step in video.run(read):
+    evaluations, device = 0, next(video.estimator.parameters()).device
+    for image, step in video.run(image.to(device) for image in read):
         write(image, step)
         numbers.add(step)
         evaluations += step.evaluations
@@ -94,9 +121,9 @@ def _run(
 
 
 def _writer(
-    out: Path, stack: ExitStack, frames: Frames, drawing: Drawing, files: FileFormat, largest: float | None
+    out: Path, stack: ExitStack, frames: Frames, drawing: Drawing, files: FileFormat, largest: float | None, key: bool
 ) -> Callable[[Tensor, VideoStep], object]:
-    """What takes in a frame and its step."""
+    """A function that writes a frame's step."""
     if not out.suffix:
         folder = FlowFolder(out, SUFFIXES[files])
         return lambda _, step: folder.add(step.flow[0])
@@ -107,13 +134,14 @@ def _writer(
     scale = [] if largest is None else [largest]
 
     def write(image: Tensor, step: VideoStep) -> None:
-        if not scale:  # one for the whole film, or still things would change colour
+        if not scale:  # one scale for the whole film, so that the same motion keeps its colour
             scale.append(_full_color(step.flow))
-        movie.add(draw_flow(image[0], step.flow[0], drawing, largest=scale[0]))
+        drawn = draw_flow(image[0], step.flow[0], drawing, largest=scale[0])
+        movie.add(add_key(drawn, scale[0]) if key else drawn)
 
     return write
 
 
 def _full_color(flow: Tensor) -> float:
     lengths = torch.linalg.vector_norm(flow, dim=1).cpu().numpy()
-    return max(1.5 * float(np.percentile(lengths, 99)), 2.0)
+    return max(1.5 * float(np.percentile(lengths, 99)), SMALLEST_SCALE)

@@ -1,4 +1,4 @@
-"""Frames of a video file or of a folder of pictures, one at a time, read while the last ones are worked on."""
+"""Frames of a video file or of a folder of images, one at a time, read ahead on a thread of their own."""
 
 import queue
 import re
@@ -11,17 +11,22 @@ import cv2
 import torch
 from torch import Tensor
 
-from deqflow.data.flow_files import read_image
+from deqflow.data.flow_files import IMAGE_SUFFIXES, image_files, read_image
+from deqflow.video.containers import FORMATS, is_whole
 
-PICTURES = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 T = TypeVar("T")
+ESTIMATED = (".mkv", ".webm")  # files that name a length in seconds and no number of frames
+
+
+class ShortVideoError(ValueError):
+    """The frames of a video file end before the number of frames that the file names."""
 
 
 class Frames:
-    """Frames, (1, 3, H, W) float32, RGB, 0..255, read anew each time they are gone through.
+    """Frames, (1, 3, H, W) float32, RGB, 0..255; each loop over them reads them again.
 
     Attributes:
-        count: how many there are, as the file says; 0 where it does not.
+        count: how many frames the file says that it has; 0 if it does not say.
         rate: frames a second.
     """
 
@@ -33,16 +38,20 @@ class Frames:
 
 
 def read_frames(source: str | Path | Sequence[str | Path], *, rate: float = 24.0) -> Frames:
-    """Open a video file, a folder of pictures in the order of the numbers in their names, or a list of pictures.
+    """Open a video file, a folder of images in the order of the numbers in their names, or a list of images.
+
+    Files in a folder whose names begin with a dot are left out.
 
     Args:
         source: such as clip.mp4, frames/, or paths.
-        rate: of pictures, which don't say; in frames a second.
+        rate: frames a second of images, whose files do not name one.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the file is no video that OpenCV can read, or there are fewer than two pictures. While reading:
-            a damaged picture, or one of another size than the first.
+        ValueError: OpenCV can't read the file as a video, or there are fewer than two images. While reading: an image
+            is damaged, or has another size than the first.
+        ShortVideoError: while reading, a video file ends before the number of frames that it names. All frames that
+            can be read come before this error.
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -50,19 +59,19 @@ def read_frames(source: str | Path | Sequence[str | Path], *, rate: float = 24.0
             raise FileNotFoundError(f"No video and no folder at {path}: check the path and the working folder.")
         if path.is_file():
             return _open_video(path)
-        pictures = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=_natural)
-        where = f"pictures in {path}"
+        images = sorted(image_files(path), key=_natural)
+        where = f"images in {path}"
     else:
-        pictures, where = [Path(p) for p in source], "pictures"
-    if len(pictures) < 2:
-        raise ValueError(f"Expected at least two {where}, got {len(pictures)}: flow is from each one to the next.")
-    return Frames(lambda: _read_pictures(pictures), len(pictures), rate)
+        images, where = [Path(p) for p in source], "images"
+    if len(images) < 2:
+        raise ValueError(f"Expected at least two {where}, got {len(images)}: flow is from each one to the next.")
+    return Frames(lambda: _read_images(images), len(images), rate)
 
 
 def ahead(items: Iterable[T], *, buffer: int = 2) -> Generator[T, None, None]:
-    """Go through ``items`` on a thread of their own, up to ``buffer`` ahead of who asks.
+    """Iterate over ``items`` on a thread of its own, which is up to ``buffer`` items ahead of the caller.
 
-    An error comes out where the item would have. The thread ends with the iterator.
+    An error is raised where its item would have come. The thread ends with the iterator.
     """
     box: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(max(1, buffer))
     stopped = threading.Event()
@@ -81,7 +90,7 @@ def ahead(items: Iterable[T], *, buffer: int = 2) -> Generator[T, None, None]:
                 if stopped.is_set():
                     return
             put(False, None)
-        except BaseException as error:  # raised again where the item was asked for
+        except BaseException as error:  # raised again in the caller's thread
             put(False, error)
 
     thread = threading.Thread(target=work, daemon=True, name="frames ahead")
@@ -93,7 +102,7 @@ def ahead(items: Iterable[T], *, buffer: int = 2) -> Generator[T, None, None]:
                 raise item
             if not good:
                 return
-            yield item  # pyright: ignore[reportReturnType] (None and errors are never good)
+            yield item  # pyright: ignore[reportReturnType] (None and errors come with good=False)
     finally:
         stopped.set()
         thread.join()
@@ -102,17 +111,17 @@ def ahead(items: Iterable[T], *, buffer: int = 2) -> Generator[T, None, None]:
 def _natural(path: Path) -> tuple[list[str | tuple[int, str]], str]:
     """frame9 before frame10."""
     parts = re.split(r"(\d+)", path.name)
-    # Text and numbers alternate, so that like is compared with like.
+    # Text and numbers alternate, so that text is compared with text and a number with a number.
     return [(int(part), part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
-def _read_pictures(paths: Sequence[Path]) -> Iterator[Tensor]:
+def _read_images(paths: Sequence[Path]) -> Iterator[Tensor]:
     first: Tensor | None = None
     for path in paths:
         image = read_image(path)
         if first is not None and image.shape != first.shape:
             got, expected = (f"{x.shape[3]}x{x.shape[2]}" for x in (image, first))
-            raise ValueError(f"{path} has {got} px, the frames before it {expected}: resize it, or take it out.")
+            raise ValueError(f"{path} has {got} px, the frames before it {expected}: resize it, or remove it.")
         first = image
         yield image
 
@@ -122,18 +131,33 @@ def _open_video(path: Path) -> Frames:
     opened = reader.isOpened() and reader.grab()
     count, rate = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), reader.get(cv2.CAP_PROP_FPS)
     reader.release()
-    if not opened or path.suffix.lower() in PICTURES:
-        raise ValueError(f"{path} can't be read as a video: expected a file such as .mp4, or a folder of pictures.")
-    return Frames(lambda: _read_video(path), max(count, 0), rate if 0 < rate < 1000 else 24.0)
+    if not opened or path.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f"{path} can't be read as a video: expected a file such as .mp4, or a folder of images.")
+    count = max(count, 0)
+    return Frames(lambda: _read_video(path, count), count, rate if 0 < rate < 1000 else 24.0)
 
 
-def _read_video(path: Path) -> Iterator[Tensor]:
-    reader = cv2.VideoCapture(str(path))
+def _read_video(path: Path, count: int) -> Iterator[Tensor]:
+    reader, read = cv2.VideoCapture(str(path)), 0
     try:
         while True:
             good, pixels = reader.read()
             if not good:
-                return
+                break
+            read += 1
             yield torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None].float()
     finally:
         reader.release()
+    if _ends_early(path, read, count):
+        raise ShortVideoError(f"{path} is cut short or damaged: {read} of its {count} frames can be read.")
+
+
+def _ends_early(path: Path, read: int, count: int) -> bool:
+    """Whether frames are missing. OpenCV ends alike at the last frame and at the first that it can't read."""
+    if read >= count:
+        return False
+    suffix = path.suffix.lower()
+    if suffix in FORMATS and not is_whole(path):
+        return True
+    # A sound file may have some frames less than it says, as where its beginning was trimmed without a new encoding.
+    return suffix not in ESTIMATED and count - read > max(1, count // 50)

@@ -1,7 +1,9 @@
-"""What becomes of a video's flow: a film, a file a frame, statistics."""
+"""Files that hold a video's flow: a film, one file a frame, statistics."""
 
+import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
@@ -19,16 +21,18 @@ from deqflow.video.estimation import VideoStep
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP90"}
 Drawing = Literal["colors", "arrows", "side"]
+RATES = (0.002, 65535.0)  # frames a second that every format can hold
+LARGEST_NUMERATOR = 65535  # of a rate in MPEG-4, as a fraction in lowest terms
 
 
 def draw_flow(image: Tensor, flow: Tensor, drawing: Drawing = "colors", *, largest: float | None = None) -> np.ndarray:
-    """A picture of a flow field.
+    """An image of a flow field.
 
     Args:
         image: (3, H, W) in 0..255, the frame it starts from.
         flow: (2, H, W) in pixels.
         drawing: "colors"; "arrows" over the darkened frame; "side", the frame and the colours side by side.
-        largest: length in pixels that gets the full colour; the longest vector's if not given.
+        largest: length in pixels that gets the full colour; if not given, the longest vector's, at least 2 px.
 
     Returns:
         (H, W, 3) uint8, RGB; twice as wide for "side".
@@ -56,17 +60,18 @@ def _with_arrows(canvas: np.ndarray, flow: Tensor, colors: np.ndarray) -> np.nda
 
 
 class Movie:
-    """A video file that is whole whenever it is there: written under a temporary name, renamed when it is closed.
+    """A video file that is always whole: it is written under a temporary name and renamed when it is closed.
 
-    It is closed by ``with``, also where an error or Ctrl-C ends the block: what was written until then can be played.
-    On a disk that is full, or was on the way, closing raises, and the file that was there before stays.
+    ``with`` closes it, even if an error or Ctrl-C ends the block: what was written until then can be played. If the
+    disk is full, or was full for a while, closing raises an error, and the file that was there before stays.
 
     Args:
-        path: where to; the suffix names the format, one of .mp4, .mov, .mkv, .avi, .webm.
-        rate: frames a second.
+        path: where to write; the suffix names the format, one of .mp4, .mov, .mkv, .avi, .webm.
+        rate: frames a second, from 0.002 to 65535. The film has the nearest rate that its format can hold, which is
+            the attribute ``rate``.
 
     Raises:
-        ValueError: another suffix, or a rate that is not positive.
+        ValueError: the suffix is another one, or the rate is out of range.
     """
 
     def __init__(self, path: str | Path, *, rate: float = 24.0) -> None:
@@ -74,9 +79,13 @@ class Movie:
         if self.path.suffix.lower() not in CODECS:
             known = ", ".join(CODECS)
             raise ValueError(f"Can't write {path}: a film expects a suffix of {known}, got {self.path.suffix!r}.")
-        if not rate > 0:
-            raise ValueError(f"A film expects a positive number of frames a second, got {rate!r}.")
-        self.rate, self.count = rate, 0
+        if not RATES[0] <= rate <= RATES[1]:
+            least, most = (f"{bound:g}" for bound in RATES)
+            raise ValueError(
+                f"A film expects a positive number of frames a second, from {least} to {most}, got {rate!r}."
+            )
+        self.rate = _nearest_rate(rate) if CODECS[self.path.suffix.lower()] == "mp4v" else rate
+        self.count = 0
         self._unfinished = unfinished_name(self.path)
         self._writer: cv2.VideoWriter | None = None
         self._shape: tuple[int, ...] = ()
@@ -89,36 +98,37 @@ class Movie:
     ) -> None:
         self.close()
 
-    def add(self, picture: np.ndarray) -> None:
-        """Append a picture, (H, W, 3) uint8, RGB; sides that are odd grow by one, as video formats need it.
+    def add(self, image: np.ndarray) -> None:
+        """Append an image, (H, W, 3) uint8, RGB; odd sides grow by one pixel, since video formats need even ones.
 
         Raises:
-            ValueError: no such array, or another size than the first one's.
+            ValueError: the array has another shape or type, another size than the first one, or a size that OpenCV
+                can't write in this format.
             OSError: the file can't be written.
         """
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"A film expects pictures (H, W, 3) uint8, got {picture.dtype} {picture.shape}.")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(f"A film expects images (H, W, 3) uint8, got {image.dtype} {image.shape}.")
         if self._writer is None:
-            self._open(picture)
-        if self._writer is None or picture.shape != self._shape:
-            raise ValueError(f"All pictures of a film have one size, got {picture.shape} after {self._shape}.")
-        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        height, width = picture.shape[:2]
+            self._open(image)
+        if self._writer is None or image.shape != self._shape:
+            raise ValueError(f"All images of a film have one size, got {image.shape} after {self._shape}.")
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        height, width = image.shape[:2]
         self._writer.write(cv2.copyMakeBorder(bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE))
         self.count += 1
 
     def close(self) -> None:
-        """Finish the file and give it its name; without pictures there is none.
+        """Finish the file and give it its name; without images there is no file.
 
         Raises:
-            OSError: the disk is full, or the folder can't be written to any more; no file is left.
+            OSError: the disk is full, or the folder can't be written to any more. The unfinished file is removed.
         """
         writer, self._writer = self._writer, None
         if writer is None:
             return
         try:
             writer.release()
-        finally:  # also where Ctrl-C, pressed once more, comes meanwhile
+        finally:  # even if Ctrl-C is pressed once more meanwhile
             self._finish()
 
     def _finish(self) -> None:
@@ -127,30 +137,48 @@ class Movie:
                 raise OSError("only a part of the film was written")
             os.replace(self._unfinished, self.path)
         except OSError as error:
-            self._unfinished.unlink(missing_ok=True)
+            self._discard()
             raise not_written(self.path, error) from error
 
-    def _open(self, picture: np.ndarray) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._unfinished.touch()  # OpenCV can't, either, but would not say why
-        except OSError as error:
-            raise not_written(self.path, error) from error
-        height, width = picture.shape[:2]
+    def _discard(self) -> None:
+        with suppress(OSError):
+            self._unfinished.unlink()
+
+    def _open(self, image: np.ndarray) -> None:
+        height, width = image.shape[:2]
         size = (width + width % 2, height + height % 2)
         code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-        writer = cv2.VideoWriter(str(self._unfinished), code, self.rate, size)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._unfinished.touch()  # OpenCV would fail without saying why
+            writer = cv2.VideoWriter(str(self._unfinished), code, self.rate, size)
+            if not writer.isOpened():
+                self._unfinished.write_bytes(bytes(2**16))  # raises if the disk is full
+        except OSError as error:
+            self._discard()
+            raise not_written(self.path, error) from error
         if not writer.isOpened():
-            self._unfinished.unlink(missing_ok=True)
-            raise not_written(self.path, OSError("OpenCV can't begin it; try .avi"))
-        self._writer, self._shape = writer, picture.shape
+            self._discard()
+            raise ValueError(
+                f"OpenCV can't write {self.path} with {width}x{height} px at {self.rate:g} frames a second: its format "
+                "does not hold this size, or this OpenCV lacks its codec. Try .avi, or smaller images."
+            )
+        self._writer, self._shape = writer, image.shape
+
+
+def _nearest_rate(rate: float) -> float:
+    """The nearest rate, in thousandths, that MPEG-4 holds."""
+    wanted = round(1000 * rate)
+    near = range(max(1, wanted - 1000), wanted + 1001)  # one of these is a multiple of 1000
+    held = (n for n in near if n // math.gcd(n, 1000) <= LARGEST_NUMERATOR)
+    return min(held, key=lambda n: abs(n - 1000 * rate)) / 1000
 
 
 class FlowFolder:
-    """A file for each frame: frame_000001.flo and so on, or KITTI's 16-bit .png.
+    """One file for each frame: frame_000001.flo and so on, or KITTI's 16-bit .png.
 
     Args:
-        folder: where to; made if it is not there.
+        folder: where to write; it is made if it is not there.
         suffix: ".flo", ".png" (KITTI), or another of :func:`deqflow.write_flow`.
     """
 
@@ -181,19 +209,19 @@ class Statistics:
         self.rows: list[tuple[float, ...]] = []
 
     def add(self, step: VideoStep) -> None:
-        """Take in a pair."""
+        """Add a pair."""
         self.rows.append(tuple(quantity(step) for quantity in self.QUANTITIES.values()))
 
     def __getitem__(self, quantity: str) -> np.ndarray:
-        """A quantity of all pairs, (pairs,)."""
+        """The values of a quantity for all pairs, (pairs,)."""
         column = list(self.QUANTITIES).index(quantity)
         return np.array([row[column] for row in self.rows])
 
     def save(self, path: str | Path) -> Path:
-        """Write an .npz with an array, (pairs,), for each quantity: whole, or not at all.
+        """Write an .npz file with an array, (pairs,), for each quantity. The file is written whole or not at all.
 
         Raises:
-            ValueError: another suffix.
+            ValueError: the suffix is another one.
             OSError: the folder can't be written to, or the disk is full.
         """
         path = Path(path)

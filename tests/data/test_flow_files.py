@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deqflow.data.flow_files import UNKNOWN_FLOW, read_flow, read_image, write_flow, write_image
+from deqflow.data.flow_files import (
+    FLOW_SUFFIXES,
+    NAMES_OF_FLOW_FILES,
+    UNKNOWN_FLOW,
+    read_flow,
+    read_image,
+    write_flow,
+    write_image,
+)
 
 ODD_NAME = Path("ordner mit lücke") / "bild ünï 画像 1"
 
@@ -91,9 +99,11 @@ def test_the_range_of_sixteen_bits_is_scaled_to_that_of_eight(tmp_path, picture)
 
 
 @pytest.mark.parametrize("suffix", [".pfm", ".hdr"])
-def test_a_picture_of_floats_is_refused_for_its_range_is_not_known(tmp_path, picture, suffix):
+def test_an_image_of_floats_is_neither_read_nor_written_for_its_range_is_unknown(tmp_path, picture, suffix):
+    with pytest.raises(ValueError, match=rf"Can't write the image .*a\{suffix}: expected a suffix such as \.png"):
+        write_image(tmp_path / f"a{suffix}", picture)
     cv2.imwrite(str(tmp_path / f"a{suffix}"), picture.astype(np.float32) / 255)
-    with pytest.raises(ValueError, match=r"expects 8 or 16 bits, got float32, whose range nothing says: convert it"):
+    with pytest.raises(ValueError, match="8 or 16 bits, got float32, and its pixel range is unknown: convert it"):
         read_image(tmp_path / f"a{suffix}")
 
 
@@ -226,7 +236,7 @@ def test_unknown_vectors_are_zero_and_not_valid(tmp_path, unknown, component):
 )
 def test_what_is_no_flo_is_told(tmp_path, content):
     (tmp_path / "a.flo").write_bytes(content)
-    with pytest.raises(ValueError, match=r"is no \.flo file: expected the tag PIEH"):
+    with pytest.raises(ValueError, match=r"is not a \.flo file: expected the tag PIEH"):
         read_flow(tmp_path / "a.flo")
 
 
@@ -307,6 +317,14 @@ def test_a_pfm_made_by_hand_is_read_from_the_lowest_row_up(tmp_path, order, scal
     assert valid.tolist() == [[True, False], [True, True]]
 
 
+@pytest.mark.parametrize("header", [b"PF\r\n2 1\r\n-1.0\r\n", b"PF\r\n2 1\n-1\r\n", b"PF 2 1 -1.0\r"])
+def test_a_pfm_with_windows_line_ends_is_read(tmp_path, header):
+    (tmp_path / "a.pfm").write_bytes(pfm(header, [1.0, 2.0, 0.0, 3.0, 4.0, 0.0]))
+    flow, valid = read_flow(tmp_path / "a.pfm")
+    assert flow.tolist() == [[[1.0, 3.0]], [[2.0, 4.0]]]
+    assert valid.all()
+
+
 def test_a_pfm_is_written_byte_by_byte_as_things_has_it(tmp_path):
     flow = torch.tensor([[[1.0], [3.0]], [[2.0], [4.0]]])
     path = write_flow(tmp_path / "a.pfm", flow)
@@ -332,7 +350,7 @@ def test_a_pfm_is_written_byte_by_byte_as_things_has_it(tmp_path):
 )
 def test_what_is_no_flow_in_pfm_is_told(tmp_path, header):
     (tmp_path / "a.pfm").write_bytes(pfm(header, [0.0, 0.0, 0.0]))
-    with pytest.raises(ValueError, match=r"is no flow in \.pfm: expected the tag PF \(three channels\)"):
+    with pytest.raises(ValueError, match=r"is not a flow in \.pfm: expected the tag PF \(three channels\)"):
         read_flow(tmp_path / "a.pfm")
 
 
@@ -349,11 +367,22 @@ def test_a_false_size_in_a_pfm_is_told_before_anything_is_allocated(tmp_path, mo
 
 @settings(deadline=None, max_examples=100)
 @given(
-    st.sampled_from([b"", b"PF\n", b"PF\n1 1\n-1.0\n", b"PIEH", png(2, 2, bits=16)[:40], b"\x89HDF\r\n\x1a\n"]),
+    st.sampled_from(
+        [
+            b"",
+            b"PF\n",
+            b"PF\n1 1\n-1.0\n",
+            b"PIEH",
+            png(2, 2, bits=16)[:40],
+            b"\x89HDF\r\n\x1a\n",
+            b"\x93NUMPY",
+            b"PK\x03\x04",
+        ]
+    ),
     st.binary(max_size=60),
 )
 def test_any_bytes_end_in_a_flow_or_a_sentence(tmp_path_factory, start, rest):
-    for suffix in (".flo", ".pfm", ".png", ".flo5"):
+    for suffix in (".flo", ".pfm", ".png", ".flo5", ".npy", ".npz"):
         path = tmp_path_factory.getbasetemp() / f"any bytes{suffix}"
         path.write_bytes(start + rest)
         try:
@@ -362,7 +391,9 @@ def test_any_bytes_end_in_a_flow_or_a_sentence(tmp_path_factory, start, rest):
             told = str(error)
         else:
             told = ""
-        sentence = r"any bytes\.(flo5|flo|pfm|png) (is no flow|is no \.flo|is damaged|can't be read|expects)"
+        sentence = (
+            r"any bytes\.(flo5|flo|pfm|png|npy|npz) (is not a flow|is not a \.flo|is damaged|can't be read|expects)"
+        )
         if told:
             assert re.search(sentence, told)
         else:
@@ -375,7 +406,10 @@ PICTURE = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.sampled_from([".flo", ".pfm", ".png", ".flo5", ".ppm", ".jpg"]), st.floats(0, 1, exclude_max=True))
+@given(
+    st.sampled_from([".flo", ".pfm", ".png", ".flo5", ".npy", ".npz", ".ppm", ".jpg"]),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_a_file_that_was_cut_off_anywhere_is_told(tmp_path_factory, suffix, share):
     path = tmp_path_factory.getbasetemp() / f"cut{suffix}"
     picture = suffix in (".ppm", ".jpg")
@@ -387,7 +421,7 @@ def test_a_file_that_was_cut_off_anywhere_is_told(tmp_path_factory, suffix, shar
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.sampled_from([".flo", ".pfm", ".png", ".flo5"]),
+    st.sampled_from(sorted(FLOW_SUFFIXES)),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=20),
 )
 def test_changed_bytes_end_in_a_flow_or_a_sentence(tmp_path_factory, suffix, changes):
@@ -434,14 +468,14 @@ def test_a_picture_is_no_flow_image(tmp_path, picture):
 
 @pytest.mark.parametrize("name", ["a.flo6", "a.jpg", "a", "a.flo.txt"])
 def test_other_formats_hold_no_flow(tmp_path, name):
-    with pytest.raises(ValueError, match=r"read_flow expects a \.flo, \.pfm or \.flo5 file or KITTI's"):
+    with pytest.raises(ValueError, match=rf"read_flow expects {NAMES_OF_FLOW_FILES}, got"):
         read_flow(tmp_path / name)
-    with pytest.raises(ValueError, match=r"write_flow expects a path that ends in \.flo, \.pfm, \.png or \.flo5"):
+    with pytest.raises(ValueError, match=rf"write_flow expects a path that ends in {NAMES_OF_FLOW_FILES}"):
         write_flow(tmp_path / name, torch.zeros(2, 3, 4))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".pfm", ".png", ".flo5", ".FLO", ".PFM", ".PNG", ".FLO5"])
+@pytest.mark.parametrize("suffix", sorted(FLOW_SUFFIXES | {suffix.upper() for suffix in FLOW_SUFFIXES}))
 def test_valid_comes_back_and_what_is_not_valid_is_zero(tmp_path, suffix):
     flow = torch.arange(24).reshape(2, 3, 4) / 4
     valid = torch.arange(12).reshape(3, 4) % 5 != 1
@@ -510,6 +544,6 @@ def test_files_are_written_aside_and_leave_nothing_behind(tmp_path, monkeypatch,
 
 
 def test_a_picture_that_its_format_cannot_hold_is_told(tmp_path):
-    with pytest.raises(ValueError, match=r"wide\.jpg: its format can't hold a picture of 70000x1"):
+    with pytest.raises(ValueError, match=r"wide\.jpg: its format can't hold an image of 70000x1"):
         write_image(tmp_path / "wide.jpg", np.zeros((1, 70_000, 3), np.uint8))  # JPEG ends at 65535
     assert list(tmp_path.iterdir()) == []

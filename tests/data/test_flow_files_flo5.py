@@ -82,7 +82,7 @@ def data(values: object) -> Callable[[h5py.File], None]:
         (group, "with its values in the file"),
         (external, "with its values in the file"),
         (virtual, "with its values in the file"),
-        (huge, "a flow of 1000000x1000000 does not fit in the 0 bytes that are there"),
+        (huge, "a flow of 1000000x1000000 does not fit in the 0 bytes that the file holds"),
         (data(np.zeros((3, 4, 3), np.float32)), r"floats of shape \(H, W, 2\), got float32 \(3, 4, 3\)"),
         (data(np.zeros((3, 4), np.float32)), r"got float32 \(3, 4\)"),
         (data(np.zeros((3, 4, 2), np.int32)), r"got int32 \(3, 4, 2\)"),

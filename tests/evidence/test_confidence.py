@@ -316,7 +316,9 @@ def test_the_command_fits_and_measures(tmp_path, capsys, monkeypatch):
     fitted, out = tmp_path / "fitted.json", tmp_path / "results.json"
     command = ["confidence", "--pairs", "2", "--data-root", str(tmp_path), "--fitted", str(fitted), "--out", str(out)]
     assert main(command) == 0
-    assert f"Wrote {fitted} and {out}." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean end-point error" in said
+    assert f"Wrote {fitted} and {out}." in said
     results = json.loads(out.read_text())
     assert [(row["set"], row["pairs"]) for row in results["rows"]] == [("procedural, held out", 1), ("motorcycle", 1)]
     assert load_confidence(fitted).weights == results["model"]["weights"]

@@ -212,10 +212,10 @@ def test_an_error_curve_is_of_one_solve_that_is_not_repeated_with_damping(monkey
     estimator = build("mini")
     calls = []
     estimator.update.register_forward_hook(lambda *_: calls.append(1))
-    made = estimator.problem
+    convert = estimator.problem
 
     def growing(*features):  # a map without a fixed point to find, which the estimator would damp
-        problem = made(*features)
+        problem = convert(*features)
         return replace(problem, f=lambda z: 2 * problem.f(z) + 1)
 
     monkeypatch.setattr(estimator, "problem", growing)

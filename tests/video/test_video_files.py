@@ -1,5 +1,7 @@
+import errno
 import threading
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -25,12 +27,17 @@ from deqflow.video import (
     read_frames,
 )
 from deqflow.video.containers import is_whole
+from deqflow.video.reading import ShortVideoError
 
 
 def pictures(count: int, height: int = 32, width: int = 48) -> list[np.ndarray]:
     """Smooth pictures that differ, (H, W, 3) uint8."""
     y, x = np.mgrid[:height, :width]
     return [np.stack([5 * x + 3 * i, 6 * y, 255 - 4 * x], -1).clip(0, 255).astype(np.uint8) for i in range(count)]
+
+
+def full(path: Path, content: bytes) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
@@ -135,17 +142,54 @@ def test_a_film_says_what_it_takes(tmp_path):
     with pytest.raises(ValueError, match="positive number of frames a second"):
         Movie(tmp_path / "film.mp4", rate=0)
     with Movie(tmp_path / "film.mp4") as movie:
-        with pytest.raises(ValueError, match=r"pictures \(H, W, 3\) uint8, got float64"):
+        with pytest.raises(ValueError, match=r"images \(H, W, 3\) uint8, got float64"):
             movie.add(np.zeros((4, 4, 3)))
         movie.add(pictures(1)[0])
         with pytest.raises(ValueError, match="one size"):
             movie.add(pictures(1, 16, 16)[0])
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".webm"])
+@pytest.mark.parametrize("rate", [0.002, 0.5, 23.976, 29.97, 66.667, 99.999, 196.263, 211.222, 599.999])
+def test_a_film_has_the_nearest_rate_that_its_format_holds(tmp_path, suffix, rate):
+    path = tmp_path / f"film{suffix}"
+    with Movie(path, rate=rate) as movie:
+        for picture in pictures(3):
+            movie.add(picture)
+    assert movie.rate == pytest.approx(rate, abs=0.005)
+    reader = cv2.VideoCapture(str(path))
+    assert reader.get(cv2.CAP_PROP_FPS) == pytest.approx(movie.rate, rel=0.001)
+    reader.release()
+    assert count_of(path) == 3
+
+
+@pytest.mark.parametrize("rate", [66.667, 211.222])
+def test_a_video_of_an_odd_rate_becomes_a_film(tmp_path, video, rate):
+    with Movie(tmp_path / "clip.avi", rate=rate) as movie:
+        for picture in pictures(3):
+            movie.add(picture)
+    film_flow(tmp_path / "clip.avi", tmp_path / "flow.mp4", video, progress=False)
+    assert read_frames(tmp_path / "flow.mp4").rate == pytest.approx(rate, abs=0.005)
+    assert count_of(tmp_path / "flow.mp4") == 2
+
+
+@pytest.mark.parametrize("rate", [0, -1, 0.0019, 65536, float("inf"), float("nan")])
+def test_a_rate_that_no_film_has_is_refused(tmp_path, rate):
+    told = f"positive number of frames a second, from 0.002 to 65535, got {rate!r}"
+    with pytest.raises(ValueError, match=told):
+        Movie(tmp_path / "film.mp4", rate=rate)
+
+
 def test_a_film_that_cant_be_written_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False)
-    with pytest.raises(OSError, match=r"check that its folder can be written to .*\(OpenCV can't begin it; try .avi\)"):
+    told = r"OpenCV can't write .*film\.mp4 with 48x32 px at 24 frames a second: its format .* Try \.avi, or smaller"
+    with pytest.raises(ValueError, match=told):
         Movie(tmp_path / "film.mp4").add(pictures(1)[0])
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"check that its folder can be written to .*\(No space left on device\)"):
+            Movie(tmp_path / "film.mp4").add(pictures(1)[0])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError, match=r"check that its folder can be written to .*(exists|directory)"):
@@ -173,7 +217,7 @@ def test_what_is_no_video_says_so(tmp_path):
     picture = deqflow.write_image(tmp_path / "a.png", pictures(1)[0])
     with pytest.raises(ValueError, match="can't be read as a video"):
         read_frames(picture)
-    with pytest.raises(ValueError, match=r"at least two pictures in .*, got 1"):
+    with pytest.raises(ValueError, match=r"at least two images in .*, got 1"):
         read_frames(tmp_path)
     deqflow.write_image(tmp_path / "b.png", pictures(1, 16, 16)[0])
     with pytest.raises(ValueError, match=r"b\.png has 16x16 px, the frames before it 48x32"):
@@ -243,7 +287,13 @@ def test_a_video_becomes_a_film(clip, tmp_path, video, drawing):
     assert read_frames(tmp_path / "flow.mp4").rate == pytest.approx(12)
 
 
-@pytest.mark.parametrize(("files", "suffix", "within"), [("flo", ".flo", 0.0), ("kitti", ".png", 1 / 128)])
+@pytest.mark.parametrize(
+    ("files", "suffix", "within"),
+    [
+        *(("flo", ".flo", 0.0), ("pfm", ".pfm", 0.0), ("kitti", ".png", 1 / 128)),
+        *(("npy", ".npy", 0.0), ("npz", ".npz", 0.0)),
+    ],
+)
 def test_a_video_becomes_a_file_a_frame(clip, tmp_path, video, files, suffix, within):
     film_flow(clip, tmp_path / "out", video, files=files, progress=False)
     paths = sorted((tmp_path / "out").iterdir())
@@ -253,6 +303,57 @@ def test_a_video_becomes_a_file_a_frame(clip, tmp_path, video, files, suffix, wi
         flow, valid = deqflow.read_flow(path)
         assert valid.all()
         assert (flow - step.flow[0]).abs().max() <= within
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv", ".webm"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_video_that_is_cut_short_ends_with_an_error_message(tmp_path, video, suffix, share):
+    whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    rng = np.random.default_rng(0)
+    with Movie(whole) as movie:
+        for _ in range(20):
+            movie.add(rng.integers(0, 256, (32, 48, 3), dtype=np.uint8))
+    assert count_of(whole) == 20
+    content = whole.read_bytes()
+    if suffix == ".mp4":  # with its table at the end there would be nothing to read: frames are lost before it
+        start = content.index(b"mdat") + 4
+        end = content.rindex(b"moov") - 4
+        kept = start + round(share * (end - start))
+        content = content[:kept] + bytes(end - kept) + content[end:]
+    else:
+        content = content[: round(share * len(content))]
+    cut.write_bytes(content)
+    frames = read_frames(cut)
+    read = []
+    with pytest.raises(ShortVideoError, match=rf"cut\{suffix} is cut short or damaged: \d+ of its 20 frames"):
+        read.extend(frames)
+    assert 2 < len(read) < 20
+    told = f"{len(read)} of its 20 frames can be read. The flow of the {len(read) - 1} pairs before that is in "
+    with pytest.raises(ShortVideoError, match=told):
+        film_flow(cut, tmp_path / "flow.avi", video, statistics=tmp_path / "s.npz", progress=False)
+    assert count_of(tmp_path / "flow.avi") == len(np.load(tmp_path / "s.npz")["evaluations"]) == len(read) - 1
+
+
+def test_a_sound_file_may_have_a_frame_less_than_it_says(clip, monkeypatch):
+    get = cv2.VideoCapture.get
+    for more, short in ((1, False), (2, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cv2.VideoCapture, "get", lambda self, what, more=more: get(self, what) + more)
+            if short:
+                with pytest.raises(ShortVideoError, match="6 of its 8 frames"):
+                    list(read_frames(clip))
+            else:
+                assert count_of(clip) == 6
+
+
+def test_a_film_has_a_key_on_request(clip, tmp_path, video):
+    film_flow(clip, tmp_path / "plain.avi", video, progress=False, largest=5.0)
+    film_flow(clip, tmp_path / "key.avi", video, progress=False, largest=5.0, key=True)
+    plain, keyed = (list(read_frames(tmp_path / name)) for name in ("plain.avi", "key.avi"))
+    assert keyed[0].shape[3] > plain[0].shape[3] + 40
+    assert keyed[0].shape[2] >= plain[0].shape[2]
+    # JPEG's blocks of 16 are alike but for the last column of them.
+    assert (keyed[2][..., :32, :32] - plain[2][..., :32, :32]).abs().mean() < 4
 
 
 def test_statistics_are_those_of_the_steps(clip, tmp_path, video):
@@ -312,8 +413,13 @@ def test_colours_keep_one_scale_through_the_film(clip, tmp_path, video, monkeypa
 def test_what_cant_be_filmed_says_so(clip, tmp_path, video):
     with pytest.raises(ValueError, match="expected a film"):
         film_flow(clip, tmp_path / "flow.xyz", video)
-    with pytest.raises(ValueError, match="would take its place"):
+    with pytest.raises(ValueError, match="would replace it: choose another --out"):
         film_flow(clip, clip, video)
+    for name, link in (("symbolic.avi", "symlink_to"), ("hard.avi", "hardlink_to")):
+        getattr(tmp_path / name, link)(clip)
+        with pytest.raises(ValueError, match="would replace it"):
+            film_flow(clip, tmp_path / name, video)
+    assert count_of(clip) == 6
     with pytest.raises(ValueError, match=r"written as .npz"):
         film_flow(clip, tmp_path / "flow.avi", video, statistics="s.csv")
     with Movie(tmp_path / "one.avi") as movie:

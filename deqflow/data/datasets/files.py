@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deqflow.data.datasets.samples import FlowSample, leaves_frame
-from deqflow.data.flow_files import read_flow, read_image
+from deqflow.data.flow_files import has_hidden_part, read_flow, read_image
 
 ADVICE = "data/README.md says where each set comes from and how it must lie."
 
@@ -116,12 +116,13 @@ def expected_folder(folder: Path, what: str) -> Path:
 
 
 def expected_files(folder: Path, pattern: str, what: str) -> list[Path]:
-    """The files in a folder that fit a pattern, sorted.
+    """The files in a folder that fit a pattern, sorted, without those whose names begin with a dot.
 
     Raises:
         SetNotFoundError: there is no such folder, or no such file in it.
     """
-    found = sorted(expected_folder(folder, what).glob(pattern))
+    matching = expected_folder(folder, what).glob(pattern)
+    found = sorted(path for path in matching if not has_hidden_part(path.relative_to(folder)))
     if not found:
         raise SetNotFoundError(f"Nothing to read in {folder}: expected {what} there. {ADVICE}")
     return found

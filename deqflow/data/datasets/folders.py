@@ -44,7 +44,8 @@ def set_folders(root: str | Path, name: str) -> list[Path]:
     """
     one_of(name, tuple(FOLDERS), "the set")
     root, names = Path(root), [_plain(folder) for folder in FOLDERS[name]]
-    there = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    folders = (path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ()
+    there = sorted(path for path in folders if not path.name.startswith("."))
     found = [path for wanted in names for path in there if _plain(path.name) == wanted]
     if not found:
         raise SetNotFoundError(f"No folder of the set {name} in {root}: expected {root / FOLDERS[name][0]}. {ADVICE}")

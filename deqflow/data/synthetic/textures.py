@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from deqflow.data.flow_files import read_image
+from deqflow.data.flow_files import image_files, read_image
 from deqflow.data.synthetic.motions import chance
 from deqflow.data.synthetic.scenes import Package, SceneConfig
 
@@ -36,7 +36,6 @@ _PACKAGES: dict[Package, tuple[str, str, tuple[str, ...]]] = {
     "scikit-learn": ("sklearn", "datasets/images", ("china.jpg", "flower.jpg")),
     "matplotlib": ("matplotlib", "mpl-data/sample_data", ("grace_hopper.jpg",)),
 }
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _LONGEST_SIDE = 800
 
 
@@ -68,7 +67,7 @@ def photograph_files(packages: Sequence[Package] = ("scikit-image",), folder: st
     if folder:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"Expected a folder of photographs, got {folder}, which is none.")
-        own = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
+        own = image_files(Path(folder), recursive=True)
         if not own:
             raise FileNotFoundError(f"Expected photographs such as .jpg or .png in {folder}, found none.")
         files += own

@@ -61,13 +61,13 @@ def estimate_pair(
 
     with config.autocast():
         clock.start()
-        first, second = resize_images(image1, scale), resize_images(image2, scale)
-        padding = Padding(first.shape[-2], first.shape[-1], estimator.stride, where)
-        problem = estimator.problem(*(estimator.encode(image, padding=padding) for image in (first, second)))
-        start = problem.z0
+        images = [resize_images(image, scale) for image in (image1, image2)]
+        start = None
         if coarser:
             found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1].state
-            start = problem.start(carry_to_scale(found, first, estimator.stride))
+            start = carry_to_scale(found, images[0], estimator.stride)
+        padding = Padding(images[0].shape[-2], images[0].shape[-1], estimator.stride, where)
+        problem = estimator.problem(*(estimator.encode(image, padding=padding) for image in images))
         before = clock.start()
         solved = solve_budgets(
             problem, config.evals, start=start, scale=scale, on_eval=lambda evaluation: clock.note(evaluation.number)
