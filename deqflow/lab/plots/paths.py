@@ -8,13 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 from deqflow.data.colors import flow_to_rgb
 from deqflow.evidence.diagnostics import Projection, Trajectory
 from deqflow.lab.plots.encoding import png_address
+from deqflow.lab.plots.style import COLORS, LEGEND_BELOW, TEMPLATE
 
 _DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 
@@ -40,7 +40,7 @@ def trajectories(
     for column, projection in enumerate(spaces.values(), 1):
         for path, points in zip(paths, projection.paths, strict=True):
             label = f"{path.start}, {path.rule}"
-            color = qualitative.Plotly[starts.index(path.start) % len(qualitative.Plotly)]
+            color = COLORS[starts.index(path.start) % len(COLORS)]
             inner = len(points) - 2
             figure.add_scatter3d(
                 **dict(zip("xyz", np.asarray(points.T), strict=True)),
@@ -63,8 +63,8 @@ def trajectories(
         }
         figure.update_layout({"scene" if column == 1 else f"scene{column}": {**axes, **view}})
     margin = {"l": 0, "r": 0, "t": 70, "b": 80}
-    legend = {"orientation": "h", "y": -0.02, "yanchor": "top"}
-    return figure.update_layout(title=title, template="plotly_white", height=640, margin=margin, legend=legend)
+    legend = LEGEND_BELOW | {"y": -0.02}
+    return figure.update_layout(title=title, template=TEMPLATE, height=640, margin=margin, legend=legend)
 
 
 def film(
@@ -132,7 +132,7 @@ def film(
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     height = 230 + round(900 / len(rows) * flow.shape[2] / flow.shape[3])
     margin = {"l": 10, "r": 10, "t": 90, "b": 10}
-    layout = {"title": title, "template": "plotly_white", "height": height, "margin": margin, "sliders": [slider]}
+    layout = {"title": title, "template": TEMPLATE, "height": height, "margin": margin, "sliders": [slider]}
     return figure.update_layout(layout).update_annotations(font_size=12)
 
 
