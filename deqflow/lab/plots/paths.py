@@ -105,7 +105,7 @@ def film(
     if largest is None:
         largest = max(float(np.percentile(torch.linalg.vector_norm(flow, dim=1).cpu().numpy(), 99)), 0.5)
     rows = [[png_address(flow_to_rgb(field, largest=largest)) for field in flow]]
-    rows += [[png_address(_log_colors(values, scale)) for values in stack] for stack in maps.values()]
+    rows += [[png_address(log_colors(values, scale)) for values in stack] for stack in maps.values()]
     # In two lines: narrow pages have no room for one.
     captions = [[f"flow<br>{caption} {number}" for number in numbers]]
     for name, stack in maps.items():
@@ -141,7 +141,7 @@ def _symbols(count: int) -> list[str]:
     return ["square", *["circle"] * (count - 2), "diamond"][-count:]
 
 
-def _log_colors(values: Tensor, scale: tuple[float, float]) -> np.ndarray:
+def log_colors(values: Tensor, scale: tuple[float, float]) -> np.ndarray:
     """A map, (H, W), in magma's colours on a logarithmic scale, grey where not known: (H, W, 3) uint8."""
     low, high = (math.log10(end) for end in scale)
     known = torch.isfinite(values)

@@ -75,10 +75,14 @@ def to_html(notebook: nbformat.NotebookNode, page: Page) -> str:
             data = output.get("data", {})
             if "text/markdown" in data:
                 data["text/markdown"] = _MATHS.sub(lambda match: _set_aside(match, formulas), data["text/markdown"])
+            shown = ""
             if PLOTLY_JSON in data:
                 number += 1
-                figure = plotly_call(data[PLOTLY_JSON], f"plotly-{number}")
-                output.data = {"text/html": _as_still(figure, data[CHOICES]) if CHOICES in data else figure}
+                shown = plotly_call(data[PLOTLY_JSON], f"plotly-{number}")
+            elif CHOICES in data:  # a panel, whose still is an image
+                shown = f'<img alt="" src="data:image/png;base64,{data["image/png"]}">'
+            if shown:
+                output.data = {"text/html": _as_still(shown, data[CHOICES]) if CHOICES in data else shown}
     exporter = HTMLExporter(template_name="lab", raw_template=_CELLS)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     body, _ = exporter.from_notebook_node(notebook)
@@ -222,6 +226,9 @@ def _as_json(part: object) -> str:
 def _as_still(figure: str, choices: Sequence[Mapping[str, Any]]) -> str:
     """A panel's figure under its controls, as they were set."""
     shown = []
+    if not choices:
+        live = "A panel, as a still: in JupyterLab (<code>make lab</code>) it is live."
+        return f'<div class="still"><p>{live}</p>{figure}</div>'
     for choice in choices:
         if choice["group"] not in {earlier["group"] for earlier in choices[: choices.index(choice)]}:
             shown.append(f"<b>{html.escape(choice['group'])}</b>")
