@@ -6,7 +6,8 @@ from pathlib import Path
 from IPython.core.display import Markdown
 from IPython.display import display
 
-NUMBERS = "application/vnd.deqflow.numbers+json"
+NUMBERS = "application/vnd.deqflow.numbers+json"  # what a cell recorded, by name
+CHOICES = "application/vnd.deqflow.choices+json"  # what a panel can be set to, and is
 
 
 def project_path(path: str | Path) -> Path:

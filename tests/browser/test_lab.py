@@ -7,7 +7,6 @@ from chrome import Watch, open_page
 from playwright.sync_api import Locator, Page, expect
 
 NOTEBOOK = "02_solver_playground.ipynb"
-PINS = ["pin 1: Picard", "pin 2: Anderson, history 5", "pin 3: Broyden, history 5"]
 READY = """() => {
   const session = window.jupyterapp?.shell.currentWidget?.sessionContext;
   const kernel = session?.session?.kernel;
@@ -16,6 +15,20 @@ READY = """() => {
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
   .flatMap(cell => cell.outputs ?? []).filter(output => output.output_type === "error")
   .map(output => output.ename + ": " + output.evalue)"""
+
+# The kernel's part of an answer at the smallest size: from a changed choice to what is on screen.
+LATENCY = """
+import json, time
+times = []
+panel.controls.set(type(panel.controls.settings)(pair="motorcycle", model="deqflow-small", width=128, tolerance=0.05))
+panel.join()
+for solver in ("Anderson", "Broyden", "Anderson", "Broyden"):
+    started = time.perf_counter()
+    panel.controls.solver.value = solver
+    panel.join()
+    times.append(time.perf_counter() - started)
+print(json.dumps(min(times)))  # what else the machine does is not the panel's
+"""
 
 ASK = """async code => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -65,14 +78,38 @@ def press(page: Page, slider: str, key: str) -> None:
     handle.press(key)
 
 
-def legend(page: Page) -> Locator:
-    return page.locator(".js-plotly-plot").first.locator(".legendtext")
+def images(page: Page) -> Locator:
+    return page.locator(".widget-image")
+
+
+INKED = """image => {
+  const canvas = document.createElement("canvas");
+  canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+  if (!canvas.width) return 0;
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+  return pixels.filter((value, i) => i % 4 === 3 && value > 0).length / (canvas.width * canvas.height);
+}"""
+
+
+def drawn(page: Page) -> list[float]:
+    """Of each image of the panel that is shown, which share of its pixels has something on it."""
+    return [image.evaluate(INKED) for image in images(page).all() if image.is_visible()]
 
 
 def test_it_runs_and_shows_the_panel(lab):
     page, _ = lab
     status(page, "Broyden, history 5: ")
-    expect(legend(page)).to_have_text([*PINS, "Broyden, history 5"])
+    shown = drawn(page)
+    assert len(shown) >= 6  # pair, flow, truth, error, wheel, residuals; then the pins
+    assert min(shown) > 0.01, "with Run All, too, nothing is blank"
+
+
+def test_no_image_carries_a_scrollbar(lab):
+    page, _ = lab
+    wide = "e => [...e.querySelectorAll('.widget-vbox')].filter(b => b.scrollWidth > b.clientWidth + 1).length"
+    assert page.locator(".jp-OutputArea-output .widget-vbox").first.evaluate(wide) == 0
 
 
 def test_a_slider_and_another_solver_run_again(lab):
@@ -81,47 +118,88 @@ def test_a_slider_and_another_solver_run_again(lab):
     status(page, "Broyden, damping 0.95, history 5: ")
     choose(page, "solver", "Picard")
     status(page, "Picard, damping 0.95: ")
-    expect(legend(page).last).to_have_text("Picard, damping 0.95")
 
 
-def test_a_bad_choice_gets_a_sentence(lab):
+def test_full_size_stays_chosen(lab):
     page, _ = lab
-    choose(page, "pair", "your own two pictures")
-    expect(page.locator("[role=alert]")).to_contain_text("Choose two pictures of one size first")
+    choose(page, "image width", "full size")
+    dropdown = page.locator(".widget-dropdown", has_text="image width").locator("select").first
+    chosen = dropdown.evaluate("e => e.selectedIndex < 0 ? '' : e.options[e.selectedIndex].text")
+    assert chosen.replace("\u00a0", " ") == "full size"
+    choose(page, "image width", "128 px wide")
+    status(page, "Picard, damping 0.95: ")
 
 
-def test_two_pictures_of_ones_own(lab, tmp_path):
+def test_a_typed_budget_is_what_the_solve_gets(lab):
+    page, _ = lab
+    field = page.locator(".widget-text, .jupyter-widgets", has_text="budget (evaluations)").locator("input").last
+    field.fill("3")
+    field.press("Enter")
+    status(page, "budget spent after 3 evaluations")
+    field.fill("20")
+    field.press("Enter")
+    status(page, "after 20 evaluations")
+
+
+def test_the_smallest_size_answers_soon(lab):
+    page, _ = lab
+    waited = page.evaluate(ASK, LATENCY)
+    assert waited < 0.5, f"{waited:.2f} s"
+
+
+def test_an_experiment_is_one_click(lab):
+    page, _ = lab
+    page.get_by_role("button", name="Where Picard diverges").click()
+    status(page, "Picard, steps stretched 2.5 times: ")
+
+
+def test_settings_are_copied_as_python(lab):
+    page, _ = lab
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy settings as Python").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    copied = page.evaluate("() => navigator.clipboard.readText()")
+    assert copied.startswith("RunSettings(pair='motorcycle'")
+    assert "stretch=2.5" in copied
+
+
+def test_a_bad_choice_gets_an_error_message_and_keeps_the_last_images(lab):
+    page, _ = lab
+    before = images(page).nth(1).get_attribute("src")
+    choose(page, "image pair", "your own two images")
+    expect(page.locator("[role=alert]")).to_contain_text("Choose two images of one size first")
+    assert images(page).nth(1).get_attribute("src") == before
+
+
+def test_two_images_of_ones_own(lab, tmp_path):
     page, _ = lab
     picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
     for name, pixels in (("First", picture), ("Second", np.roll(picture, 2, 1))):
         path = tmp_path / f"{name}.png"
         cv2.imwrite(str(path), pixels)
         with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name=f"{name} picture").click()
+            page.get_by_role("button", name=f"{name} image").click()
         chooser.value.set_files(path)
-    status(page, "Picard, damping 0.95: ")
-    expect(page.locator(".widget-html", has_text="your own two pictures").first).to_be_visible()
+    status(page, "Picard, steps stretched 2.5 times: ")
+    expect(page.locator(".widget-html", has_text="your own two images").first).to_be_visible()
 
 
 def test_a_long_run_can_be_stopped(lab):
     page, _ = lab
-    choose(page, "pair", "motorcycle")
-    choose(page, "size", "368 px wide")
-    press(page, "tolerance", "Home")
-    press(page, "budget", "End")
+    choose(page, "image pair", "motorcycle")
+    choose(page, "image width", "512 px wide")
+    page.get_by_role("button", name="A recurrent model at 200 updates").click()
     status(page, "Evaluation ")  # progress
-    page.get_by_role("button", name="Stop").click()
-    status(page, "Picard, damping 0.95: stopped after ")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    status(page, "stopped after ")
 
 
-def test_a_reload_keeps_the_panel(lab):
+def test_a_reload_keeps_the_panel_without_a_redraw(lab):
     page, _ = lab
-    curves = page.evaluate(ASK, "import json; print(json.dumps([name for _, name, _ in panel._curves()]))")
-    assert curves[-4:] == [*PINS, "Picard, damping 0.95"]
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     page.reload()
     ready(page)
-    page.get_by_role("button", name="Redraw").click()
-    expect(legend(page)).to_have_text(curves)
-    choose(page, "size", "184 px wide")  # and it is alive
-    status(page, "Picard, damping 0.95: ")
+    status(page, "stopped after ")
+    assert min(drawn(page)) > 0.01
+    choose(page, "image width", "128 px wide")  # and it is alive
+    status(page, "Picard")

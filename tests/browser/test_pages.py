@@ -13,6 +13,8 @@ from playwright.sync_api import expect
 TEXT = """
 # A page with everything
 
+## Formulas
+
 Inline $z^\\star = f(z^\\star)$, a [link](01_bad.ipynb), `code`, and a formula wider than a telephone:
 
 $$ \\frac{\\partial L}{\\partial \\theta}
@@ -37,6 +39,12 @@ CODE = [
     "print('a long line of output, ' * 20); print('a warning', file=sys.stderr)",
     "table([{f'column {i}': i / 3 for i in range(14)}])",
     "plots.traces({'cosine': solve(torch.cos, torch.ones(1, 2), Picard(), Stop())}, title='A solve')",
+    """
+    import numpy as np
+    import plotly.graph_objects as go
+    walk = np.random.default_rng(0).normal(size=(3, 40)).cumsum(1)
+    go.Figure(go.Scatter3d(x=walk[0], y=walk[1], z=walk[2], mode="lines"))
+    """,
     "plots.images({'noise': torch.rand(3, 40, 60) * 255, 'more': torch.rand(3, 40, 60) * 255})",
     """
     pairs = {"procedural": SyntheticPairs(1, config=SceneConfig(height=48, width=64))[0]}
@@ -46,6 +54,13 @@ CODE = [
     """,
     "record(error_px=0.5, a_name_that_is_rather_long_for_a_narrow_page_px=1.25)",
 ]
+CORNER = """image => {
+  const canvas = document.createElement("canvas");
+  canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  return context.getImageData(1, 1, 1, 1).data[3];
+}"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 # Contrast of text against the ground it stands on (WCAG 2, relative luminance), for each element with text of its own.
 FAINT = """() => {
@@ -83,6 +98,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [new_markdown_cell(TEXT.strip()), *(new_code_cell(textwrap.dedent(source).strip()) for source in CODE)]
+    cells[-1].metadata["tags"] = ["machinery"]
+    cells.insert(-1, new_markdown_cell("## The end\n\n" + "A line of text. " * 400))
     bad = [new_markdown_cell("# One that fails"), new_code_cell("print('so far')"), new_code_cell("1 / 0")]
     for name, content in (("00_all", cells), ("01_bad", bad)):
         nbformat.write(new_notebook(cells=content, metadata=kernel), folder / f"{name}.ipynb")
@@ -137,8 +154,8 @@ def test_every_control_is_reached_by_tab(page):
 def test_plots_are_drawn_and_formulas_shown(browser, folder, watch):
     page = open_page(browser, watch, (folder / "00_all.html").as_uri())
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
-    assert page.locator(".js-plotly-plot").count() == 2  # a figure, and the still of the panel
-    still = page.locator(".js-plotly-plot").nth(1)
+    assert page.locator(".js-plotly-plot").count() == 3  # a figure, one in space, and the still of the panel
+    still = page.locator(".js-plotly-plot").nth(2)
     assert still.locator(".imagelayer image, .im image").count() == 3
     assert still.locator(".hm image, .heatmaplayer image").count() == 3
     assert page.locator("math").count() == 2
@@ -146,6 +163,97 @@ def test_plots_are_drawn_and_formulas_shown(browser, folder, watch):
         assert formula.bounding_box()["width"] > 20
     assert page.locator("math mfrac").count() == 7
     assert page.locator(".jp-OutputArea-output img").count() == 1
+
+
+def test_one_switch_shows_the_code_of_the_page_and_is_remembered(browser, folder, watch):
+    page = open_page(browser, watch, (folder / "00_all.html").as_uri())
+    code = page.locator("details.code .highlight")
+    assert code.count() == len(CODE)
+    expect(code.first).to_be_hidden()
+    page.locator("details.code summary").first.click()  # one cell alone
+    expect(code.first).to_be_visible()
+    expect(code.nth(1)).to_be_hidden()
+    page.get_by_role("button", name="Show code").click()
+    expect(code.nth(1)).to_be_visible()
+    expect(code.last).to_be_hidden()  # in the machinery, which is folded whole
+    page.reload()
+    expect(code.nth(1)).to_be_visible()
+    page.get_by_role("button", name="Hide code").click()
+    expect(code.nth(1)).to_be_hidden()
+
+
+def test_where_it_failed_the_code_is_open(browser, folder, watch):
+    page = open_page(browser, watch, (folder / "01_bad.failed.html").as_uri())
+    expect(page.get_by_text("1 / 0", exact=True).first).to_be_visible()
+    page.get_by_role("button", name="Show code").click()
+    page.get_by_role("button", name="Hide code").click()
+    expect(page.get_by_text("1 / 0", exact=True).first).to_be_visible()
+
+
+def test_contents_stand_beside_a_wide_page_and_above_a_narrow_one(browser, folder, watch):
+    page = open_page(browser, watch, (folder / "00_all.html").as_uri(), viewport={"width": 1280, "height": 800})
+    contents, text = page.locator(".contents"), page.locator("main")
+    assert contents.bounding_box()["x"] + contents.bounding_box()["width"] < text.bounding_box()["x"]
+    assert page.locator(".contents a").all_text_contents() == ["Formulas", "The end"]
+    page.get_by_role("link", name="The end").click()
+    expect(page.get_by_role("heading", name="The end")).to_be_in_viewport()
+    assert page.locator(".contents a[aria-current]").text_content() == "The end"
+    assert contents.bounding_box()["y"] >= 0  # it stays in view
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert contents.bounding_box()["y"] + contents.bounding_box()["height"] <= text.bounding_box()["y"]
+
+
+def test_wide_tables_scroll_inside_themselves(browser, folder, watch):
+    page = open_page(browser, watch, (folder / "00_all.html").as_uri(), viewport={"width": 900, "height": 800})
+    table = page.locator("main table").first
+    inside, outside = table.evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert inside > outside
+    assert page.evaluate(OVERFLOW) <= 0
+    table.evaluate("e => e.scrollTo(1000, 0)")
+    first = table.locator("th").first.bounding_box()
+    assert first["x"] == pytest.approx(table.bounding_box()["x"], abs=1)  # the first column stays
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_figure_has_the_ground_of_its_page_and_legible_text(browser, folder, watch, scheme):
+    page = open_page(browser, watch, (folder / "00_all.html").as_uri(), color_scheme=scheme)
+    ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}[scheme]
+    plot = page.locator(".js-plotly-plot").first
+    assert plot.locator(".main-svg").first.evaluate("e => e.style.background") in ("rgba(0, 0, 0, 0)", "transparent")
+    text = plot.locator("text").first.evaluate("e => getComputedStyle(e).fill")
+    assert text == page.evaluate("() => getComputedStyle(document.body).color")
+    image = page.locator(".jp-OutputArea-output img").first
+    assert image.evaluate(CORNER) == 0  # transparent
+
+
+def test_a_legend_leaves_room_for_the_plot_on_a_narrow_page(browser, folder, watch):
+    page = open_page(browser, watch, (folder / "00_all.html").as_uri(), viewport={"width": 400, "height": 800})
+    page.wait_for_timeout(300)
+    plots = page.locator(".js-plotly-plot")
+    for plot in (plots.nth(i) for i in range(plots.count())):
+        assert plot.bounding_box()["width"] <= 400
+        assert plot.evaluate("e => e._fullLayout._size.w") > 250
+
+
+def test_the_wheel_over_a_figure_in_space_scrolls_the_page(browser, folder, watch):
+    page = open_page(browser, watch, (folder / "00_all.html").as_uri(), viewport={"width": 900, "height": 800})
+    scene = page.locator(".js-plotly-plot", has=page.locator(".gl-container canvas, canvas")).last
+    scene.scroll_into_view_if_needed()
+    box = scene.bounding_box()
+    before = page.evaluate("() => scrollY")
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.wheel(0, 300)
+    page.wait_for_timeout(400)
+    assert page.evaluate("() => scrollY") > before + 200
+
+
+def test_print_leaves_out_what_only_a_screen_needs(browser, folder, watch):
+    page = open_page(browser, watch, (folder / "00_all.html").as_uri())
+    page.emulate_media(media="print", color_scheme="dark")
+    for away in (".bar", ".contents", "details.code >> nth=0", "details.books"):
+        expect(page.locator(away)).to_be_hidden()
+    assert page.evaluate("() => getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
 
 
 def test_pages_are_light(folder):
@@ -157,6 +265,6 @@ def test_the_index_leads_to_each_page_and_back(browser, folder, watch):
     page = open_page(browser, watch, (folder / "index.html").as_uri())
     page.get_by_role("link", name="One that fails").click()
     expect(page.get_by_role("alert")).to_contain_text("ZeroDivisionError")
-    page.get_by_role("link", name="All reports").click()
+    page.get_by_role("link", name="All notebooks").click()
     page.get_by_role("link", name="A page with everything").click()
     expect(page.get_by_role("heading", name="A page with everything")).to_be_visible()

@@ -101,13 +101,13 @@ def test_lines_leave_out_what_a_log_axis_cannot_show():
     assert list(figure.data[0].y) == [None, 1.0]
 
 
-def test_sparsifications_stand_between_oracle_and_lots():
+def test_sparsifications_stand_between_oracle_and_random_order():
     curve = sparsification(np.array([3.0, 2.0, 1.0, 0.0]), np.array([3.0, 1.0, 2.0, 0.0]), steps=4)
     figure = plots.sparsifications({"movement": curve})
     assert [line.name for line in figure.data] == [
         f"movement (AUSE {curve.area:.2f})",
         "oracle",
-        f"by lot (AUSE {curve.area_of_chance:.2f})",
+        f"in random order (AUSE {curve.area_of_chance:.2f})",
     ]
     assert list(figure.data[0].x) == [0, 25, 50, 75]
     assert list(figure.data[1].y) == list(curve.oracle)

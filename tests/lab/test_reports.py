@@ -4,16 +4,18 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 import torch
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from deqflow.lab import reports
-from deqflow.lab.reports.build import LONGEST_SOCKET, _all_reports, _kernels
-from deqflow.lab.reports.html import PLOTLY, plotly_call, to_html
-from deqflow.lab.reports.index import to_index
+from deqflow.lab.notebook import NUMBERS
+from deqflow.lab.reports.build import LONGEST_SOCKET, _cover, _kernels, _verdict, all_runs
+from deqflow.lab.reports.html import PLOTLY, PLOTLY_JSON, Page, plotly_call, to_html
+from deqflow.lab.reports.index import readable, to_index
 
 PIXEL = base64.b64encode(b"not really a picture").decode()
 
@@ -128,27 +130,104 @@ def test_the_profile_reaches_the_notebook(built, again):
 def test_the_index_marks_what_differs_from_the_published_numbers_of_its_profile(built, again, profile, marks):
     facts = json.loads((built[0].parent / "published" / "00_good.json").read_text())
     numbers = again[1][0]["numbers"]
-    report = reports.NotebookRun("00_good", "A title", 1.0, "", numbers, "full", "today", "")
+    report = reports.NotebookRun("00_good", "A title", 1.0, "", numbers, "full", "today")
     page = to_index([report], again[1][0], {"00_good": facts | {"profile": profile}})
-    assert page.count('class="differs"') == marks  # the setting; times and equal numbers are not marked
+    # The setting is marked; times and equal numbers are not.
+    assert page.count(">differs</b>") == page.count("1 differ from the published ones") == marks
     assert f"published ({profile} profile)" in page
     assert "more than 5%" in page
     assert "published (short profile)" in again[0][0]
 
 
-@pytest.mark.parametrize(("count", "folded"), [(12, False), (13, True)])
-def test_a_card_folds_many_numbers(again, count, folded):
-    numbers = {f"n{i}_px": i for i in range(count)}
-    report = reports.NotebookRun("00_good", "A title", 1.0, "", numbers, "full", "today", "")
-    page = to_index([report], again[1][0], {})
-    assert (f"<details><summary>{count} numbers</summary><table>" in page) == folded
-    assert page.count("<tr>") == count
+def test_a_card_folds_its_numbers_under_readable_names(again):
+    numbers = {"epe_px": 0.5, "claim_holds": True, "solve_ms": 3.0}
+    run = reports.NotebookRun("00_good", "A title", 1.0, "", numbers, "full", "today")
+    page = to_index([run], again[1][0], {})
+    assert "<details><summary>3 numbers</summary><div><table>" in page
+    assert '<td title="epe_px">end-point error (px)</td><td>0.5</td>' in page
+    assert "<td>yes</td>" in page
+    assert "<td>solve (ms)</td>" in page.replace(' title="solve_ms"', "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("epe_24_evals_px", "end-point error 24 evaluations (px)"),
+        ("sets", "sets"),
+        ("ms", "ms"),
+        ("kept_mib", "kept (MiB)"),
+    ],
+)
+def test_names_of_numbers_are_readable(name, text):
+    assert readable(name) == text
+
+
+def test_an_index_in_the_making_says_what_runs_and_loads_itself_again(again):
+    run = reports.NotebookRun("00_good", "A title", 150.0, "", {}, "full", "today", None, "What was found.")
+    waiting = [("00_good", "A title"), ("01_next", "The next"), ("02_last", "The last")]
+    page = to_index([run], again[1][0], {}, waiting)
+    assert "Running now: A title, then 2 more." in page
+    assert 'http-equiv="refresh"' in page
+    assert page.count("<article") == 3
+    assert page.count("Waiting for its turn.") == 2
+    assert "What was found." in page
+    assert "in 2 minutes" in page
+    done = to_index([run], again[1][0], {})
+    assert "refresh" not in done
+    assert "All 1 passed. Running them took 2 minutes." in done
+    assert done.count("Start here") == 1
+
+
+def test_the_index_is_written_before_each_notebook_and_at_the_end(tmp_path):
+    for name in ("00_a", "01_b"):
+        look = f"print(open({str(tmp_path / 'out' / 'index.html')!r}).read().count('Waiting for its turn'))"
+        write(tmp_path, name, new_markdown_cell(f"# Title of {name}"), new_code_cell(look))
+    reports.build_reports(reports.find_notebooks(tmp_path), tmp_path / "out", say=lambda line: None)
+    waiting = [
+        nbformat.read(path, as_version=4).cells[1].outputs[0].text for path in sorted(tmp_path.glob("out/*.ipynb"))
+    ]
+    assert waiting == ["1\n", "0\n"]
+    assert "Running now" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def shown(markdown):
+    cell = new_code_cell("...")
+    cell.outputs = [new_output("display_data", {"text/markdown": markdown})]
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("cells", "verdict"),
+    [
+        (
+            [shown("**Found here: claim C9 holds**: the error is 1.03 px. More.")],
+            "Claim C9 holds: the error is 1.03 px.",
+        ),
+        ([shown("**Found here: it saves.** To 1 px, half.")], "It saves."),
+        ([shown("**Found here: C2 holds**: a."), shown("**Found here: C3 does not**: b.")], "C2 holds. C3 does not."),
+        ([new_markdown_cell("# T\n\nA [link](x.md), `f` and *more*. The rest.")], "A link, f and more."),
+        ([], ""),
+    ],
+)
+def test_the_verdict_is_what_was_found_or_what_it_is_about(cells, verdict):
+    assert _verdict(new_notebook(cells=cells)) == verdict
+
+
+def test_the_cover_is_the_tagged_cell_and_rather_an_image_than_a_figure():
+    figure, image = new_code_cell("a"), new_code_cell("b", metadata={"tags": ["cover"]})
+    figure.outputs = [new_output("display_data", {PLOTLY_JSON: {"data": []}, "image/png": "first"})]
+    image.outputs = [new_output("display_data", {"image/png": "an\nimage"})]
+    assert _cover(new_notebook(cells=[figure, image])) == ("image/png", "animage")
+    assert _cover(new_notebook(cells=[figure])) == ("image/png", "first")
+    del figure.outputs[0].data["image/png"]
+    assert _cover(new_notebook(cells=[figure])) == (PLOTLY_JSON, {"data": []})
+    assert _cover(new_notebook()) is None
 
 
 def test_a_failure_leaves_the_last_good_report_in_place(built, again):
     folder, _, _ = built
     assert again[1][1] == again[1][0]
-    assert "<h2><a" in again[0][1]
+    assert "<h2><a" in again[0][1].replace("\n", "")
     assert 'href="00_good.failed.html"' in again[0][1]
     assert '<a href="00_good.html">last good report</a>' in again[0][1]
     assert "TypeError" in (folder / "00_good.failed.html").read_text()
@@ -180,6 +259,60 @@ def test_the_page_asks_for_nothing_but_its_own_assets(built):
     assert {address for address in loaded if not address.startswith("data:")} == {PLOTLY}
 
 
+def test_a_page_says_when_on_what_and_from_which_commit_and_how_to_run_it(built):
+    page = (built[0] / "00_good.html").read_text()
+    facts = json.loads((built[0] / "00_good.json").read_text())
+    assert f"Run on {facts['date'][:10]} in" in page
+    assert (facts["commit"] or "unknown")[:10] in page
+    assert facts["hardware"]["processor"] in page
+    assert "python -m deqflow report --only 00</code>" in page
+
+
+def test_a_page_leads_to_its_neighbours(built):
+    assert '<a rel="next" href="01_bad.html" title="01_bad">Next →</a>' in (built[0] / "00_good.html").read_text()
+    last = (built[0] / "01_bad.failed.html").read_text()
+    assert '<a rel="prev" href="00_good.html" title="A title">← Previous: A title</a>' in last
+    assert 'rel="next"' not in last
+
+
+def test_links_to_notebooks_lead_to_their_pages():
+    notebook = new_notebook(cells=[new_markdown_cell("[one](01_b.ipynb) [other](elsewhere.ipynb)")])
+    page = to_html(notebook, Page("title", known=["01_b"]))
+    assert 'href="01_b.html"' in page
+    assert 'href="elsewhere.ipynb"' in page
+
+
+def test_code_is_folded_but_where_it_is_shown_or_fails():
+    cells = [new_code_cell("a\nb"), new_code_cell("c", metadata={"tags": ["show-code"]}), new_code_cell("d")]
+    cells[2].outputs = [new_output("error", ename="E", evalue="v", traceback=["t"])]
+    page = to_html(new_notebook(cells=cells), Page("title"))
+    assert page.count('<details class="code">') == 1
+    assert len(re.findall('<details class="code"[^>]* open', page)) == 2
+    assert "Code (2 lines)" in page
+    assert "<script src" not in page  # no figure: no plotly
+
+
+def test_machinery_is_folded_whole_but_for_what_it_shows():
+    record = new_output("display_data", {NUMBERS: {"a": 1}, "text/plain": "a  1"})
+    text = new_output("display_data", {"text/markdown": "a finding"})
+    books, mixed = (new_code_cell("record()", metadata={"tags": ["machinery"]}) for _ in range(2))
+    books.outputs, mixed.outputs = [record], [record, text]
+    page = to_html(new_notebook(cells=[books]), Page("title"))
+    assert page.count('<details class="books">') == 1
+    assert "a  1" in page
+    page = to_html(new_notebook(cells=[mixed]), Page("title"))
+    assert '<details class="books">' not in page
+    assert "a finding" in page
+    assert "a  1" not in page
+
+
+def test_every_formula_of_the_notebooks_is_typeset():
+    for path in reports.find_notebooks(Path(__file__).parents[2] / "notebooks"):
+        page = to_html(nbformat.read(path, as_version=4), Page(path.stem))
+        formulas = re.findall(r"<math.*?</math>", page, re.DOTALL)
+        assert not [formula for formula in formulas if "\\" in formula], path.stem
+
+
 def test_the_page_draws_plots_and_formulas(built):
     page = (built[0] / "00_good.html").read_text()
     assert page.count("Plotly.newPlot(") == 1
@@ -205,7 +338,7 @@ def test_the_index_has_a_card_for_each(built, again):
     assert 'href="00_good.html"' in page
     assert 'href="01_bad.failed.html"' in page
     assert f"data:image/png;base64,{PIXEL}" in page
-    assert "error_px" in page
+    assert "error (px)" in page
     assert f"torch {torch.__version__}" in page
 
 
@@ -214,7 +347,7 @@ def test_results_of_an_older_version_are_left_out_of_the_index(built, tmp_path):
     for name in ("00_good.ipynb", "00_good.html"):
         shutil.copy(folder / name, tmp_path / name.replace("00_good", "09_old"))
     (tmp_path / "09_old.json").write_text(json.dumps({"notebook": "09_old", "numbers": {}}))
-    assert _all_reports(tmp_path) == []
+    assert all_runs(tmp_path) == []
 
 
 def test_two_reports_at_once_from_a_read_only_folder_both_pass(built, tmp_path):
@@ -244,12 +377,12 @@ def test_sockets_whose_path_would_be_too_long_give_way_to_tcp(tmp_path):
 def test_a_figure_cannot_end_its_script():
     call = plotly_call({"data": [], "layout": {"title": {"text": "</script><b>"}}}, "plotly-1")
     assert call.count("</script>") == 1
-    assert "height: 450px" in call
+    assert "--height: 450px" in call
 
 
 def test_exporting_leaves_the_notebook_as_it_is():
     notebook = new_notebook(cells=[new_markdown_cell("$a$ and $$b$$ and ```$c$```")])
-    page = to_html(notebook, "title")
+    page = to_html(notebook, Page("title"))
     assert notebook.cells[0].source == "$a$ and $$b$$ and ```$c$```"
     assert page.count("<math") == 2
     assert "$c$" in page

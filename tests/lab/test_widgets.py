@@ -17,8 +17,17 @@ from deqflow.data.datasets import motorcycle
 from deqflow.data.synthetic import SceneConfig, SyntheticPairs
 from deqflow.equilibrium import Unrolled
 from deqflow.evidence.diagnostics import KeptForBackward
+from deqflow.lab.notebook import CHOICES
 from deqflow.lab.reports.html import PLOTLY_JSON
-from deqflow.lab.widgets import Background, LiveFigure, RunSettings, SolverBench, SolverPlayground, StillPanel
+from deqflow.lab.widgets import (
+    Background,
+    CaptionedImage,
+    EvaluationPanel,
+    RunSettings,
+    SolverBench,
+    SolverPlayground,
+    StillPanel,
+)
 from deqflow.lab.widgets.controls import OWN
 from deqflow.lab.widgets.playground import EARLIER, PINS
 from deqflow.lab.widgets.runs import reduced, size_text
@@ -26,7 +35,7 @@ from deqflow.model.state import flow_residual
 from deqflow.solvers import Stop
 
 SMALL = SceneConfig(height=64, width=96, motion_scales=(0.1,))
-FIRST = RunSettings(pair="scene", model="equilibrium")
+FIRST = RunSettings(pair="scene", model="equilibrium", tolerance=0.02, max_evals=40)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +172,7 @@ def test_the_truth_is_reduced_along():
         ({"max_evals": 0}, "at least 1, got 0"),
         ({"width": 8}, "a width of at least 16 px, got 8"),
         ({"start": "previous solution"}, "There is no previous solution yet"),
+        ({"stretch": 0.5}, "a stretch from 1 to 4, got 0.5"),
         ({"start": "true flow", "pair": "unknown"}, "The true flow of 'unknown' is not known"),
     ],
 )
@@ -203,16 +213,65 @@ def test_a_change_runs_again_and_answers_soon(panel):
 
 
 def test_the_curves_are_those_of_this_run_of_earlier_ones_and_of_pins(panel):
+    before = panel.curves.image.value
     panel.pin()
     panel.controls.damping.value = 0.5
     panel.join()
-    shown = {trace.name: tuple(trace.y) for trace in panel.curves.figure.data if trace.visible}
+    shown = {name: run.trace for run, name, _ in panel._curves()}
     assert list(shown) == ["earlier: Picard", "pin 1: Picard", "Picard, damping 0.5"]
     assert shown["Picard, damping 0.5"] == panel.run.trace
-    assert panel.curves.figure.layout.yaxis.type == "log"
+    assert panel.curves.image.value != before
+    pixels = cv2.imdecode(np.frombuffer(panel.curves.image.value, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert pixels[0, 0, 3] == 0  # clear ground
+    assert (pixels[..., 3] > 0).mean() > 0.01  # and something on it
     panel.clear_pins()
-    shown = [trace.name for trace in panel.curves.figure.data if trace.visible]
-    assert shown == ["earlier: Picard", "Picard, damping 0.5"]
+    assert [name for _, name, _ in panel._curves()] == ["earlier: Picard", "Picard, damping 0.5"]
+
+
+def test_a_stretched_map_makes_picard_diverge_and_keeps_the_fixed_point(bench):
+    usual, accelerated = (bench.run(change(solver=solver)) for solver in ("Picard", "Anderson"))
+    diverging = bench.run(change(stretch=2.5))
+    assert diverging.outcome != "converged"
+    assert diverging.trace[-1] > 10 * usual.trace[0]
+    stretched = bench.run(change(stretch=2.5, solver="Anderson", max_evals=200))
+    assert stretched.outcome == "converged"
+    assert flow_residual((stretched.flow - accelerated.flow)[None]).item() < 0.2
+
+
+@pytest.mark.parametrize("name", ["Where Picard diverges", "A random start", "A recurrent model at 200 updates"])
+def test_an_experiment_is_one_click(panel, name):
+    button = next(each for each in panel.children[1].children if getattr(each, "description", "") == name)
+    button.click()
+    panel.join()
+    assert panel.run.settings == panel.controls.settings == panel.experiments[name]
+    assert panel._number == 1  # one run, not one for each control that moved
+    assert len(panel.earlier) == 1
+
+
+def test_what_is_typed_is_what_the_solve_gets(panel):
+    panel.controls.max_evals.value = 7
+    panel.controls.tolerance.value = 0.0
+    panel.join()
+    assert panel.run.evaluations == 7
+
+
+def test_full_size_is_a_choice_like_any_other(panel):
+    panel.controls.width.value = "full size"
+    assert panel.controls.width.value == "full size"
+    assert panel.controls.settings.width is None
+    panel.join()
+    wide = SolverPlayground(panel.bench.pairs, panel.bench.models, settings=change(width=100))
+    assert wide.controls.width.value == "100 px wide"
+    assert wide.run.settings.width == 100
+
+
+def test_settings_are_kept_as_python(panel):
+    chosen = change(solver="Anderson", start="random", width=None, stretch=1.5)
+    assert eval(chosen.as_python()) == chosen
+    assert change(tolerance=0.01, max_evals=100).as_python() == "RunSettings(pair='scene', model='equilibrium')"
+    panel.controls.solver.value = "Broyden"
+    panel.join()
+    assert "solver=&#x27;Broyden&#x27;" in panel.python.value
 
 
 def test_there_is_room_for_so_many_pins_and_earlier_runs(panel):
@@ -227,7 +286,7 @@ def test_there_is_room_for_so_many_pins_and_earlier_runs(panel):
 
 
 def test_the_newest_choice_wins(panel):
-    panel.controls.tolerance.value = 1e-4
+    panel.controls.tolerance.value = 0.0
     panel.controls.max_evals.value = 1000
     panel.controls.solver.value = "Broyden"
     panel.controls.tolerance.value = 1.0
@@ -239,7 +298,7 @@ def test_the_newest_choice_wins(panel):
 def test_a_long_run_shows_progress_and_can_be_stopped(panel):
     said = []
     panel.message.observe(lambda change: said.append(change["new"]), "value")
-    panel.controls.tolerance.value = 1e-4
+    panel.controls.tolerance.value = 0.0
     panel.controls.start.value = "random"
     panel.controls.max_evals.value = 1000
     deadline = time.monotonic() + 20
@@ -280,21 +339,22 @@ def picture(height, width, shift=0):
 
 def test_two_pictures_of_ones_own(panel):
     panel.controls.pair.value = OWN
-    with pytest.raises(ValueError, match="Choose two pictures of one size first"):
+    with pytest.raises(ValueError, match="Choose two images of one size first"):
         panel.join()
     upload(panel.controls.first, "a.png", picture(40, 64))
     upload(panel.controls.second, "b.png", picture(40, 64, 1))
     panel.join()
     assert panel.run.settings.pair == OWN
     assert (panel.run.flow.shape, panel.run.epe_px) == ((2, 40, 64), None)
-    assert len(panel.pictures.children) == 3  # first picture, flow, wheel: no truth, no error
+    shown = [name for name, image in panel.images.items() if image.layout.display != "none"]
+    assert shown == ["first", "flow"]  # no truth, no error
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (picture(40, 72), "Both pictures must have one size, got 64x40 and 72x40"),
-        (b"nonsense", "The picture second b.png can't be read"),
+        (b"nonsense", "The image second b.png can't be read"),
     ],
 )
 def test_bad_uploads_get_a_sentence(panel, content, message):
@@ -322,6 +382,8 @@ def test_the_panel_is_live_and_a_still(pairs, models):
     assert (kinds.count("image"), kinds.count("heatmap"), kinds.count("scatter")) == (3, 3, 3)
     assert {trace.name for trace in still.data if trace.type == "scatter"} == {each.label for each in chosen}
     assert panel.run is panel.pins[-1]
+    assert {"pair", "image pair", "What to solve"} >= {bundle[CHOICES][0][key] for key in ("group", "label")}
+    assert [choice["value"] for choice in bundle[CHOICES] if choice["label"] == "solver"] == ["Broyden"]
 
 
 def test_a_panel_of_two_pictures_without_truth_has_a_still_without_errors(pairs, models):
@@ -332,19 +394,21 @@ def test_a_panel_of_two_pictures_without_truth_has_a_still_without_errors(pairs,
 # What panels have in common
 
 
-def test_redraw_constructs_the_figure_as_it_is_now():
-    points = [1, 2]
-    live = LiveFigure(lambda: go.Figure().add_scatter(y=list(points)))
-    panel = StillPanel([live], [live])
-    first = live.figure
-    points.append(3)
-    panel.redraw_button.click()
-    assert live.figure is not first
-    assert tuple(live.figure.data[0].y) == (1, 2, 3)
+def test_an_image_is_replaced_in_place_and_fits_its_room():
+    image = CaptionedImage()
+    assert image.layout.display == "none"  # nothing to show yet
+    image.show(b"png", "a < b")
+    assert (image.image.value, image.layout.display) == (b"png", "")
+    assert "a &lt; b" in image.caption.value
+    assert image.image.layout.margin == "0"  # with one, 100 % is too wide
+    image.hide()
+    assert image.layout.display == "none"
 
 
 def test_a_panel_without_a_still_says_so():
-    with pytest.raises(NotImplementedError, match=r"StillPanel should return a plotly figure from still\(\)"):
+    with pytest.raises(
+        NotImplementedError, match=r"StillPanel should return a plotly figure or a PNG file from still\(\)"
+    ):
         StillPanel()._repr_mimebundle_()
 
 
@@ -369,3 +433,37 @@ def test_background_work_stops_and_keeps_its_error():
         failing.join()
     assert ended[1] is failing.error
     assert Background(lambda stop: None).wait()  # never started: nothing to wait for
+
+
+# A slider over evaluations
+
+
+def test_one_slider_moves_flow_error_and_residual(pairs, models):
+    model = models["equilibrium"].eval()
+    panel = EvaluationPanel(pairs["scene"], model, numbers=(1, 3, 8))
+    shown = {name: image.image.value for name, image in panel.images.items()}
+    assert list(shown) == ["flow", "residual", "error"]
+    panel.slider.value = 2
+    assert panel.play.value == 2
+    assert all(image.image.value != shown[name] for name, image in panel.images.items())
+    assert "After 8 evaluations the flow still moves by" in panel.message.value
+    with torch.no_grad():
+        stop = Stop(max_evals=8, atol=0.0)
+        output = model(pairs["scene"].image1[None], pairs["scene"].image2[None], stop=stop)
+    torch.testing.assert_close(panel.flow[2], output.flow[0])
+    assert panel.residual[2].mean().item() < panel.residual[0].mean().item()
+    assert panel.error[2].mean().item() == pytest.approx(
+        torch.linalg.vector_norm(output.flow[0] - pairs["scene"].flow, dim=0).mean().item(), rel=1e-4
+    )
+
+
+def test_its_still_has_the_same_slider(pairs, models):
+    panel = EvaluationPanel(pairs["unknown"], models["equilibrium"].eval(), numbers=(1, 3))
+    panel.slider.value = 1
+    bundle = panel._repr_mimebundle_()
+    figure = go.Figure(bundle[PLOTLY_JSON])
+    assert figure.layout.sliders[0].active == 1
+    assert [step.label for step in figure.layout.sliders[0].steps] == ["1", "3"]
+    assert bundle[CHOICES][0]["value"] == "3"
+    assert panel.error is None
+    assert list(panel.images) == ["flow", "residual"]

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import threading
 
@@ -10,7 +11,6 @@ from deqflow.data.datasets import FlowSample
 from deqflow.lab.widgets.training import TrainingPanel
 from deqflow.training import Trainer
 
-PLOTLY = "application/vnd.plotly.v1+json"
 RUN = dataclasses.replace(CONFIG, size="small", steps=4, batch=1, evals=(3, 3), validate_every=1)
 
 
@@ -34,35 +34,46 @@ def slow(tmp_path) -> Slow:
 def test_headless_it_waits_and_stands_for_itself(tmp_path):
     trainer = Trainer(RUN, tmp_path)
     before = trainer.estimator.state_dict()["update.head.conv2.bias"].clone()
-    panel = TrainingPanel(trainer)
+    panel = TrainingPanel(trainer, wait=True)
     assert trainer.finished
     assert panel.join() is trainer.estimator
     assert not torch.equal(trainer.estimator.state_dict()["update.head.conv2.bias"], before)
     assert [entry.step for entry in panel.entries] == [1, 2, 3, 4]
     assert "Finished: 4 steps" in panel.message.value
     assert (panel.stop_button.disabled, panel.go_on_button.disabled) == (True, True)
-    still = panel._repr_mimebundle_()[PLOTLY]
-    for number, values in (
-        (0, [entry.loss for entry in panel.entries]),
-        (2, [entry.errors[12] for entry in panel.entries]),
-        (5, [entry.residuals[6] for entry in panel.entries]),
-        (9, [entry.evaluations for entry in panel.entries]),
-    ):
-        assert list(still["data"][number]["y"]) == values
-        assert list(panel.curves.figure.data[number].y) == values
-    assert still["data"][2]["name"] == "12 evaluations"
+    bundle = panel._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]) == panel.still()
+    assert panel.curves.image.value == panel.still()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
 def test_the_preview_is_the_flow_of_the_model_as_it_is(tmp_path):
-    panel = TrainingPanel(Trainer(RUN, tmp_path))
+    panel = TrainingPanel(Trainer(RUN, tmp_path), wait=True)
     with torch.no_grad():
         flow = panel.trainer.estimator(panel.preview.image1[None], panel.preview.image2[None]).flow[0]
-    shown = [trace.source for trace in panel.curves.figure.data if trace.type == "image"]
-    assert shown == [panel._picture(panel.preview.flow), panel._picture(flow)]
+    assert torch.equal(panel._flow, flow)
+
+
+def test_an_interrupt_while_waiting_stops_the_run_and_keeps_its_state(slow, monkeypatch):
+    panel = TrainingPanel(slow)
+    assert slow.there.wait(60)
+    join, calls = panel._work.join, []
+
+    def interrupted():
+        calls.append(None)
+        if len(calls) == 1:
+            slow.go.set()
+            raise KeyboardInterrupt
+        join()
+
+    monkeypatch.setattr(panel._work, "join", interrupted)
+    panel.join()
+    assert (slow.step, slow.finished) == (3, False)
+    assert "Stopped after 3 of 4 steps" in panel.message.value
 
 
 def test_a_run_is_stopped_and_goes_on(slow):
-    panel = TrainingPanel(slow, wait=False)
+    panel = TrainingPanel(slow)
     assert slow.there.wait(60)
     assert (panel.stop_button.disabled, panel.go_on_button.disabled) == (False, True)
     assert "step 2" in panel.message.value
@@ -79,7 +90,7 @@ def test_a_run_is_stopped_and_goes_on(slow):
 
 
 def test_a_second_start_changes_nothing_while_the_run_is_under_way(slow):
-    panel = TrainingPanel(slow, wait=False)
+    panel = TrainingPanel(slow)
     assert slow.there.wait(60)
     panel.start()
     slow.go.set()
@@ -96,28 +107,20 @@ def test_what_training_raises_is_shown_and_raised(tmp_path, wait):
     trainer = Spoilt(RUN, tmp_path)
     if wait:
         with pytest.raises(FloatingPointError, match="loss of step 0"):
-            TrainingPanel(trainer)
+            TrainingPanel(trainer, wait=True)
         return
-    panel = TrainingPanel(trainer, wait=False)
+    panel = TrainingPanel(trainer)
     with pytest.raises(FloatingPointError, match="loss of step 0"):
         panel.join()
     assert "loss of step 0" in panel.message.value
     assert panel.progress.bar_style == "danger"
 
 
-def test_a_redrawn_panel_shows_what_it_showed(tmp_path):
-    panel = TrainingPanel(Trainer(dataclasses.replace(RUN, steps=2), tmp_path))
-    before = panel.curves.figure
-    panel.redraw_button.click()
-    assert panel.curves.figure is not before
-    assert list(panel.curves.figure.data[0].y) == [entry.loss for entry in panel.entries]
-
-
 def test_a_preview_of_ones_own_needs_no_truth(tmp_path):
     pair = FlowSample(
         *(255 * torch.rand(3, 32, 40) for _ in range(2)), torch.zeros(2, 32, 40), *[torch.zeros(32, 40) > 0] * 2
     )
-    panel = TrainingPanel(Trainer(dataclasses.replace(RUN, steps=1), tmp_path), preview=pair)
+    panel = TrainingPanel(Trainer(dataclasses.replace(RUN, steps=1), tmp_path), preview=pair, wait=True)
     assert panel.trainer.finished
 
 
@@ -135,5 +138,5 @@ def test_what_is_frozen_stays_frozen_after_each_log(tmp_path, frozen):
 
     start = deqflow.save(deqflow.build("tiny"), tmp_path / "start.safetensors")
     config = dataclasses.replace(RUN, size="tiny", batch=2, start_from=str(start), **{frozen: True})
-    TrainingPanel(Watched(config, tmp_path / "run"))
+    TrainingPanel(Watched(config, tmp_path / "run"), wait=True)
     assert modes == [(True, False)] * 4

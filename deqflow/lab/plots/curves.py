@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import qualitative
 
 from deqflow.evidence.diagnostics import Sparsification
+from deqflow.lab.plots.style import COLORS, LEGEND_BELOW, TEMPLATE
 from deqflow.solvers import SolverResult
+
+_SIDES = tuple(f"{row} {column}" for column in ("right", "left", "center") for row in ("top", "bottom", "middle"))[:8]
 
 
 def traces(solves: Mapping[str, SolverResult], *, title: str = "", unit: str = "px") -> go.Figure:
@@ -60,7 +62,7 @@ def spreads(
     """
     figure = go.Figure()
     for i, (name, values) in enumerate(curves.items()):
-        color = qualitative.Plotly[i % len(qualitative.Plotly)]
+        color = COLORS[i % len(COLORS)]
         around = [*values.max(0), *values.min(0)[::-1]]
         band = {"fill": "toself", "fillcolor": color, "opacity": 0.15, "line_width": 0, "hoverinfo": "skip"}
         figure.add_scatter(x=[*x, *x[::-1]], y=around, mode="lines", legendgroup=name, showlegend=False, **band)
@@ -82,15 +84,57 @@ def tradeoff(
         title: of the figure.
     """
     figure = go.Figure()
-    for number, (name, points) in enumerate(series.items()):
-        known = {label: point for label, point in points.items() if all(0 < value < math.inf for value in point)}
-        shown = dict(sorted(known.items(), key=lambda item: item[1]))
-        x, y = [point[0] for point in shown.values()], [point[1] for point in shown.values()]
-        # Neighbours by cost, and series, have their labels on different sides.
-        sides = [f"{('top', 'bottom')[number % 2]} {('left', 'right')[i % 2]}" for i in range(len(shown))]
-        figure.add_scatter(x=x, y=y, text=list(shown), name=name, mode="markers+text", textposition=sides)
-    figure.update_traces(marker_size=9, textfont_size=10)
+    known = {
+        (name, label): point
+        for name, points in series.items()
+        for label, point in sorted(points.items(), key=lambda item: item[1])
+        if all(0 < value < math.inf for value in point)
+    }
+    sides = _label_sides(known)
+    for name in series:
+        mine = {label: point for (owner, label), point in known.items() if owner == name}
+        x, y = [point[0] for point in mine.values()], [point[1] for point in mine.values()]
+        places = [sides[name, label] for label in mine]
+        texts = [label if place else "" for label, place in zip(mine, places, strict=True)]
+        figure.add_scatter(
+            x=x,
+            y=y,
+            text=texts,
+            hovertext=list(mine),
+            name=name,
+            mode="markers+text",
+            textposition=[place or "top center" for place in places],
+        )
+    figure.update_traces(marker_size=9, textfont_size=10, cliponaxis=False)
     return _labelled(figure, title, {"title": cost, "type": "log"}, {"title": loss, "type": "log"})
+
+
+def _label_sides(points: Mapping[tuple[str, str], tuple[float, float]]) -> dict[tuple[str, str], str]:
+    """On which side of each point its label stands clear of all points and other labels; "" if on none.
+
+    The figure is taken to be of its usual size, in pixels; where it is narrower, the page leaves labels out.
+    """
+    if not points:
+        return {}
+    logs = np.log10(np.array(list(points.values())))
+    low, high = logs.min(0), logs.max(0)
+    places = (logs - low) / np.where(high > low, high - low, 1) * [620, 290]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    sides = {}
+    for (name, label), (x, y) in zip(points, places, strict=True):
+        width, height = 6 * len(label), 14
+        left = {"left": x - width - 6, "center": x - width / 2, "right": x + 6}
+        low_edge = {"top": y + 6, "middle": y - height / 2, "bottom": y - height - 6}
+        sides[name, label] = ""
+        for side in _SIDES:
+            edge, column = low_edge[side.split()[0]], left[side.split()[1]]
+            box = (column, edge, column + width, edge + height)
+            overlaps = [b for b in taken if box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3]]
+            if not overlaps:
+                sides[name, label] = side
+                taken.append(box)
+                break
+    return sides
 
 
 def sparsifications(curves: Mapping[str, Sparsification], *, title: str = "") -> go.Figure:
@@ -105,7 +149,7 @@ def sparsifications(curves: Mapping[str, Sparsification], *, title: str = "") ->
         figure.add_scatter(x=100 * curve.removed, y=curve.remaining, name=f"{name} (AUSE {curve.area:.2f})")
     first = next(iter(curves.values()))
     figure.add_scatter(x=100 * first.removed, y=first.oracle, name="oracle", line={"dash": "dash", "color": "gray"})
-    chance = f"by lot (AUSE {first.area_of_chance:.2f})"
+    chance = f"in random order (AUSE {first.area_of_chance:.2f})"
     figure.add_scatter(x=[0, 100], y=[1, 1], name=chance, line={"dash": "dot", "color": "gray"})
     figure.update_traces(mode="lines")
     x, y = {"title": "pixels removed (%)"}, {"title": "mean error of the rest (share of all)", "rangemode": "tozero"}
@@ -115,4 +159,5 @@ def sparsifications(curves: Mapping[str, Sparsification], *, title: str = "") ->
 def _labelled(figure: go.Figure, title: str, x: dict[str, Any], y: dict[str, Any]) -> go.Figure:
     """The look that all curves have in common."""
     margin = {"l": 60, "r": 20, "t": 50, "b": 50}
-    return figure.update_layout(title=title, xaxis=x, yaxis=y, template="plotly_white", height=420, margin=margin)
+    look = {"template": TEMPLATE, "height": 440, "margin": margin, "legend": LEGEND_BELOW}
+    return figure.update_layout(title=title, xaxis=x, yaxis=y, **look)

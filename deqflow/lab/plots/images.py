@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from deqflow.data.colors import color_wheel, flow_to_rgb
+from deqflow.lab.plots.style import INK
 
 PANEL = 4.2  # width of a panel, in inches
 
@@ -52,8 +54,12 @@ def flows(fields: Mapping[str, Tensor], *, largest: float | None = None, columns
     for axis, field in zip(axes, fields.values(), strict=False):
         axis.imshow(flow_to_rgb(field, largest=largest))
     inset = axes[0].inset_axes((0.01, 0.64, 0.34, 0.34))
-    inset.imshow(color_wheel())
-    inset.text(0.5, -0.04, f"{largest:.3g} px", transform=inset.transAxes, fontsize=8, ha="center", va="top")
+    wheel = color_wheel()
+    y, x = np.ogrid[-1 : 1 : 1j * wheel.shape[0], -1 : 1 : 1j * wheel.shape[1]]
+    inset.imshow(np.dstack([wheel, 255 * (x**2 + y**2 <= 1).astype(np.uint8)]))  # clear beside the disc
+    caption = {"transform": inset.transAxes, "fontsize": 8, "ha": "center", "va": "top", "color": "black"}
+    halo = [withStroke(linewidth=2, foreground="white")]
+    inset.text(0.5, -0.04, f"{largest:.3g} px", path_effects=halo, **caption)
     inset.axis("off")
     return figure
 
@@ -75,7 +81,9 @@ def errors(maps: Mapping[str, Tensor], *, largest: float | None = None, columns:
     for axis, values in zip(axes, maps.values(), strict=False):
         drawn = axis.imshow(values.detach().cpu().numpy(), cmap=colors, vmin=0, vmax=largest)
     if drawn is not None:
-        figure.colorbar(drawn, ax=list(axes), label="end-point error (px)", shrink=0.8, extend="max")
+        bar = figure.colorbar(drawn, ax=list(axes), shrink=0.8, extend="max")
+        bar.set_label("end-point error (px)", color=INK)
+        bar.ax.tick_params(color=INK, labelcolor=INK)
     return figure
 
 
@@ -102,10 +110,11 @@ def _panels(pictures: Mapping[str, Tensor], columns: int) -> tuple[Figure, list[
     panel = PANEL * 2 / max(columns, 2)
     size = (panel * columns, rows * (panel * height / width + 0.35))
     figure, grid = plt.subplots(rows, columns, figsize=size, dpi=110, layout="constrained", squeeze=False)
+    figure.set_facecolor("none")  # the page's own ground, light or dark
     axes = list(grid.flat)
     for axis in axes:
         axis.axis("off")
     for axis, name in zip(axes, pictures, strict=False):
-        axis.set_title(name, fontsize=9)
+        axis.set_title(name, fontsize=9, color=INK)
     plt.close(figure)  # shown by being returned, not a second time by pyplot
     return figure, axes

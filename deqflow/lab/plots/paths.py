@@ -8,13 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 from deqflow.data.colors import flow_to_rgb
 from deqflow.evidence.diagnostics import Projection, Trajectory
 from deqflow.lab.plots.encoding import png_address
+from deqflow.lab.plots.style import COLORS, LEGEND_BELOW, TEMPLATE
 
 _DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 
@@ -40,7 +40,7 @@ def trajectories(
     for column, projection in enumerate(spaces.values(), 1):
         for path, points in zip(paths, projection.paths, strict=True):
             label = f"{path.start}, {path.rule}"
-            color = qualitative.Plotly[starts.index(path.start) % len(qualitative.Plotly)]
+            color = COLORS[starts.index(path.start) % len(COLORS)]
             inner = len(points) - 2
             figure.add_scatter3d(
                 **dict(zip("xyz", np.asarray(points.T), strict=True)),
@@ -63,8 +63,8 @@ def trajectories(
         }
         figure.update_layout({"scene" if column == 1 else f"scene{column}": {**axes, **view}})
     margin = {"l": 0, "r": 0, "t": 70, "b": 80}
-    legend = {"orientation": "h", "y": -0.02, "yanchor": "top"}
-    return figure.update_layout(title=title, template="plotly_white", height=640, margin=margin, legend=legend)
+    legend = LEGEND_BELOW | {"y": -0.02}
+    return figure.update_layout(title=title, template=TEMPLATE, height=640, margin=margin, legend=legend)
 
 
 def film(
@@ -105,7 +105,7 @@ def film(
     if largest is None:
         largest = max(float(np.percentile(torch.linalg.vector_norm(flow, dim=1).cpu().numpy(), 99)), 0.5)
     rows = [[png_address(flow_to_rgb(field, largest=largest)) for field in flow]]
-    rows += [[png_address(_log_colors(values, scale)) for values in stack] for stack in maps.values()]
+    rows += [[png_address(log_colors(values, scale)) for values in stack] for stack in maps.values()]
     # In two lines: narrow pages have no room for one.
     captions = [[f"flow<br>{caption} {number}" for number in numbers]]
     for name, stack in maps.items():
@@ -132,7 +132,7 @@ def film(
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     height = 230 + round(900 / len(rows) * flow.shape[2] / flow.shape[3])
     margin = {"l": 10, "r": 10, "t": 90, "b": 10}
-    layout = {"title": title, "template": "plotly_white", "height": height, "margin": margin, "sliders": [slider]}
+    layout = {"title": title, "template": TEMPLATE, "height": height, "margin": margin, "sliders": [slider]}
     return figure.update_layout(layout).update_annotations(font_size=12)
 
 
@@ -141,7 +141,7 @@ def _symbols(count: int) -> list[str]:
     return ["square", *["circle"] * (count - 2), "diamond"][-count:]
 
 
-def _log_colors(values: Tensor, scale: tuple[float, float]) -> np.ndarray:
+def log_colors(values: Tensor, scale: tuple[float, float]) -> np.ndarray:
     """A map, (H, W), in magma's colours on a logarithmic scale, grey where not known: (H, W, 3) uint8."""
     low, high = (math.log10(end) for end in scale)
     known = torch.isfinite(values)

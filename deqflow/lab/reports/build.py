@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,11 @@ from traitlets.config import Config
 from deqflow.data.writing import write_whole
 from deqflow.evidence.provenance import provenance
 from deqflow.lab.notebook import NUMBERS
-from deqflow.lab.reports.html import PLOTLY, to_html
+from deqflow.lab.reports.html import PLOTLY, PLOTLY_JSON, Page, to_html
 from deqflow.lab.reports.index import NotebookRun, to_index
-from deqflow.lab.reports.profiles import SHORT, default_parameters, parameters_of
+from deqflow.lab.reports.profiles import SHORT, default_parameters, find_notebooks, parameters_of
 
+_FOUND = re.compile(r"\*\*Found here: (?P<bold>.+?)\*\*(?P<rest>.*?(?:\.(?=\s|$)|$))", re.DOTALL)
 LONGEST_SOCKET = 95  # characters of a path: systems allow 103 and more, of which the number of the port takes a few
 _KEPT = ("title", "seconds", "error", "numbers", "profile", "date")  # what a card needs of NAME.json
 
@@ -58,17 +60,24 @@ def build_reports(
     parameters = parameters_of(notebooks, profile, chosen)
     (folder / PLOTLY).parent.mkdir(parents=True, exist_ok=True)
     write_whole(folder / PLOTLY, get_plotlyjs())
-    reports = []
+    runs = []
     for number, path in enumerate(notebooks, 1):
+        write_index(folder, published, notebooks[number - 1 :])
         say(f"[{number}/{len(notebooks)}] {path.stem} ...")
-        report = run_notebook(path, folder, parameters[path.stem], profile)
-        reports.append(report)
-        outcome = f"FAILED: {report.error}" if report.error else "passed"
-        say(f"[{number}/{len(notebooks)}] {path.stem} {outcome} ({report.seconds:.0f} s)")
-        if publish and not report.error:
+        run = run_notebook(path, folder, parameters[path.stem], profile)
+        runs.append(run)
+        outcome = f"FAILED: {run.error}" if run.error else "passed"
+        say(f"[{number}/{len(notebooks)}] {path.stem} {outcome} ({run.seconds:.0f} s)")
+        if publish and not run.error:
             write_whole(published / f"{path.stem}.json", (folder / f"{path.stem}.json").read_text())
-    write_whole(folder / "index.html", to_index(_all_reports(folder), provenance(), _published(published)))
-    return reports
+    write_index(folder, published)
+    return runs
+
+
+def write_index(folder: Path, published: Path, waiting: Sequence[Path] = ()) -> None:
+    """Write the index of the reports in a folder; the notebooks that wait for their turn are named with it."""
+    to_come = [(path.stem, _title(nbformat.read(path, as_version=4), path.stem)) for path in waiting]
+    write_whole(folder / "index.html", to_index(all_runs(folder), provenance(), _published(published), to_come))
 
 
 def run_notebook(path: Path, folder: Path, parameters: Mapping[str, Any], profile: str = SHORT) -> NotebookRun:
@@ -94,14 +103,27 @@ def run_notebook(path: Path, folder: Path, parameters: Mapping[str, Any], profil
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         **provenance(),
     }
-    report = _report(facts, notebook)
-    write_whole(folder / f"{report.file}.ipynb", content)
-    write_whole(folder / f"{report.file}.html", to_html(notebook, report.title, error))
-    write_whole(folder / f"{report.file}.json", json.dumps(facts, indent=2) + "\n")
+    run = _run(facts, notebook)
+    write_whole(folder / f"{run.file}.ipynb", content)
+    write_whole(folder / f"{run.file}.html", to_html(notebook, _page(path, run, facts)))
+    write_whole(folder / f"{run.file}.json", json.dumps(facts, indent=2) + "\n")
     if not error:
         for suffix in ("html", "ipynb", "json"):
             (folder / f"{path.stem}.failed.{suffix}").unlink(missing_ok=True)
-    return report
+    return run
+
+
+def _page(path: Path, run: NotebookRun, facts: Mapping[str, Any]) -> Page:
+    """What the page of a notebook says about itself; its neighbours are those of the notebook's folder."""
+    paths = find_notebooks(path.parent) if path.name[0].isdigit() else [path]
+    names = [each.stem for each in paths]
+    before, after = None, None
+    place = names.index(path.stem)
+    if place > 0:
+        before = names[place - 1], _title(nbformat.read(paths[place - 1], as_version=4), names[place - 1])
+    if place + 1 < len(names):
+        after = names[place + 1], _title(nbformat.read(paths[place + 1], as_version=4), names[place + 1])
+    return Page(run.title, run.error, facts, before, after, names)
 
 
 def _execute(path: Path, executed: Path, parameters: Mapping[str, Any]) -> str:
@@ -121,8 +143,9 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any]) -> str:
     return ""
 
 
-def _report(facts: Mapping[str, Any], notebook: nbformat.NotebookNode) -> NotebookRun:
-    return NotebookRun(name=facts["notebook"], picture=_picture(notebook), **{name: facts[name] for name in _KEPT})
+def _run(facts: Mapping[str, Any], notebook: nbformat.NotebookNode) -> NotebookRun:
+    kept = {name: facts[name] for name in _KEPT}
+    return NotebookRun(name=facts["notebook"], cover=_cover(notebook), verdict=_verdict(notebook), **kept)
 
 
 def _kernels(folder: Path) -> Config:
@@ -137,16 +160,16 @@ def _kernels(folder: Path) -> Config:
     return Config({"KernelManager": {"transport": "ipc", "ip": str(sockets)}})
 
 
-def _all_reports(folder: Path) -> list[NotebookRun]:
+def all_runs(folder: Path) -> list[NotebookRun]:
     """What became of each notebook when it was last run, by name."""
-    reports = {}
+    runs = {}
     for path in sorted(folder.glob("[0-9]*.json")):  # NAME.failed.json, where there is one, comes before NAME.json
         notebook, facts = path.with_suffix(".ipynb"), json.loads(path.read_text())
         if notebook.exists() and facts.keys() >= {*_KEPT}:  # else it is of an older version
-            report = _report(facts, nbformat.read(notebook, as_version=4))
-            failed = reports.get(report.name)
-            reports[report.name] = replace(failed, good=True) if failed else report
-    return [reports[name] for name in sorted(reports)]
+            run = _run(facts, nbformat.read(notebook, as_version=4))
+            failed = runs.get(run.name)
+            runs[run.name] = replace(failed, good=True) if failed else run
+    return [runs[name] for name in sorted(runs)]
 
 
 def _published(folder: Path) -> dict[str, dict[str, Any]]:
@@ -161,11 +184,11 @@ def _title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
     return otherwise
 
 
-def _outputs(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
-    """What the cells displayed, as bundles by media type."""
+def _outputs(cells: Sequence[nbformat.NotebookNode]) -> list[dict[str, Any]]:
+    """What cells displayed, as bundles by media type."""
     return [
         output.data
-        for cell in notebook.cells
+        for cell in cells
         if cell.cell_type == "code"
         for output in cell.outputs
         if output.output_type in ("display_data", "execute_result")
@@ -174,13 +197,38 @@ def _outputs(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
 
 def _numbers(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
-    for data in _outputs(notebook):
+    for data in _outputs(notebook.cells):
         numbers |= data.get(NUMBERS, {})
     return numbers
 
 
-def _picture(notebook: nbformat.NotebookNode) -> str:
-    """The first picture of the cell tagged ``cover``, or of the notebook."""
-    cells = sorted(notebook.cells, key=lambda cell: "cover" not in cell.metadata.get("tags", []))
-    pictures = [data["image/png"] for data in _outputs(nbformat.from_dict({"cells": cells})) if "image/png" in data]
-    return "".join(pictures[0].split()) if pictures else ""
+def _cover(notebook: nbformat.NotebookNode) -> tuple[str, Any] | None:
+    """What the cell tagged ``cover`` showed first, or else the notebook: an image if there is one, or a figure."""
+    tagged = [cell for cell in notebook.cells if "cover" in cell.metadata.get("tags", [])]
+    for cells in (tagged, notebook.cells):
+        shown = _outputs(cells)
+        for kind in ("image/png", PLOTLY_JSON):
+            found = next((data[kind] for data in shown if kind in data), None)
+            if found is not None:
+                return kind, "".join(found.split()) if isinstance(found, str) else found
+    return None
+
+
+def _verdict(notebook: nbformat.NotebookNode) -> str:
+    """One sentence: the finding that the notebook prints in bold as "Found here: ...", else what it is about."""
+    found = [match for data in _outputs(notebook.cells) for match in _FOUND.finditer(data.get("text/markdown", ""))]
+    if found:
+        bold = [_plain(match["bold"]).rstrip(".") for match in found]
+        ends = [_plain(match["rest"]) if len(found) == 1 and not match["bold"].endswith(".") else "" for match in found]
+        return " ".join(f"{text[:1].upper()}{text[1:]}{end or '.'}" for text, end in zip(bold, ends, strict=True))
+    for cell in notebook.cells:
+        paragraphs = [part for part in cell.source.split("\n\n") if part and not part.startswith(("#", "|", "<"))]
+        if cell.cell_type == "markdown" and paragraphs:
+            return re.split(r"(?<=[.?!])\s", _plain(paragraphs[0]), maxsplit=1)[0]
+    return ""
+
+
+def _plain(markdown: str) -> str:
+    """Markdown without its signs, in one line."""
+    text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", markdown)
+    return " ".join(re.sub(r"[*`$]", "", text).split())

@@ -1,105 +1,243 @@
-"""An executed notebook as a page that shows its plots and formulas with no network."""
+"""An executed notebook as a page: text, figures and tables first, code behind a switch, no network needed."""
 
 import copy
 import html
 import json
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import nbformat
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
+from pygments.formatters import HtmlFormatter
+
+from deqflow.lab.notebook import CHOICES, NUMBERS
+from deqflow.lab.plots.style import TEMPLATE
 
 PLOTLY = "assets/plotly.min.js"
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
+BOOKS, SHOWN = "machinery", "show-code"  # tags of cells: fold all of it; leave its code open
 
 # Display maths, inline maths, or code, in which a dollar is only a dollar.
 _MATHS = re.compile(r"```.*?```|`[^`\n]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
+# What latex2mathml does not know after \big, as the characters themselves.
+_LATEX = {r"\lVert": "‖", r"\rVert": "‖", r"\Vert": "‖", r"\|": "‖", r"\lvert": "|", r"\rvert": "|"}
+_HEADING = re.compile(r'<h2 id="(?P<id>[^"]+)">(?P<text>.*?)(?:<a class="anchor-link".*?</a>)?</h2>', re.DOTALL)
 
-
-_STYLE = """
-body.jp-Notebook { max-width: 64rem; margin: 0 auto; box-sizing: border-box; }
-.jp-OutputArea-output img { max-width: 100%; height: auto; }
-.jp-RenderedMarkdown, .jp-RenderedText, .jp-InputArea-editor pre { overflow-x: auto; }
-.jp-RenderedMarkdown { min-width: 0; overflow-wrap: anywhere; }
-.jp-RenderedMarkdown table { display: block; width: max-content; max-width: 100%; overflow-x: auto; }
-.jp-RenderedMarkdown :is(td, th) { overflow-wrap: normal; white-space: nowrap; }
-math[display="block"] { overflow-x: auto; padding: .3rem 0; }
-.deqflow-nav, .deqflow-failed { font: 1rem/1.5 system-ui, sans-serif; padding: .4rem .6rem; }
-.deqflow-nav a { color: var(--jp-content-link-color, #0b57d0); }
-.deqflow-failed { border: 2px solid #b3261e; border-radius: .4rem; overflow-wrap: anywhere; }
-.deqflow-failed, .jp-RenderedText { color: var(--jp-content-font-color1); }
-a:focus-visible, pre:focus-visible { outline: 3px solid; outline-offset: 2px; }
-/* What JupyterLab, IPython and papermill write too faintly for their ground. */
-:root { --jp-mirror-editor-operator-color: #7a1fcc; --jp-mirror-editor-number-color: #066b33; }
-@media (prefers-color-scheme: light) {
-  .ansi-red-fg, .ansi-red-intense-fg { color: #a11a12 !important; }
-  .ansi-green-fg, .ansi-green-intense-fg { color: #00602e !important; }
-  .ansi-cyan-fg, .ansi-cyan-intense-fg { color: #00575c !important; }
-  .ansi-yellow-fg, .ansi-yellow-intense-fg { color: #5c4900 !important; }
-  .ansi-blue-fg, .ansi-blue-intense-fg { color: #0a4bb3 !important; }
-  .ansi-magenta-fg, .ansi-magenta-intense-fg { color: #8a1a7e !important; }
-  .jp-RenderedMarkdown span[style*="color:red"] { color: #a11a12 !important; }
-}
-@media (max-width: 600px) {
-  body.jp-Notebook { padding: .3rem; }
-  .jp-InputPrompt, .jp-OutputPrompt { display: none; }
-  .jp-Cell { padding: .2rem; }
-}
+_CELLS = """
+{%- extends 'base.html.j2' -%}
+{% block codecell %}
+{%- if cell.metadata.deqflow_books -%}
+<details class="books"><summary>Bookkeeping: checks, and the numbers for the report</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{% endblock codecell %}
+{% block input_group %}
+<details class="code"{% if cell.metadata.deqflow_open %} open data-shown{% endif %}>
+<summary>{{ cell.metadata.deqflow_label }}</summary>{{ super() }}</details>
+{% endblock input_group %}
 """
 
-_DARK = ":root { color-scheme: dark; --jp-mirror-editor-operator-color: #c99bff; }"
 
+@dataclass(frozen=True)
+class Page:
+    """What a page says about itself.
 
-def to_html(notebook: nbformat.NotebookNode, title: str, error: str = "") -> str:
-    """Return the page of an executed notebook; it expects :data:`PLOTLY` and the index beside itself.
-
-    Args:
-        notebook: as papermill left it.
-        title: of the page.
-        error: the sentence it failed with, if it did.
+    Attributes:
+        title: of the window.
+        error: the error message the notebook failed with, if it did.
+        facts: what NAME.json holds: notebook, profile, date, seconds, commit and so on; may be empty.
+        before, after: name and title of the notebooks before and after it; None if there is none.
+        known: names of the notebooks that have pages: links to them lead there.
     """
+
+    title: str
+    error: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    before: tuple[str, str] | None = None
+    after: tuple[str, str] | None = None
+    known: Sequence[str] = ()
+
+
+def to_html(notebook: nbformat.NotebookNode, page: Page) -> str:
+    """Return the page of an executed notebook; it expects :data:`PLOTLY` and the index beside itself."""
     notebook = copy.deepcopy(notebook)
-    notebook.metadata.pop("widgets", None)
-    notebook.metadata["title"] = title
     formulas: list[str] = []
     number = 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _MATHS.sub(lambda match: _set_aside(match, formulas), cell.source)
+        else:
+            _fold(cell)
         for output in cell.get("outputs", []):
-            if PLOTLY_JSON in output.get("data", {}):
+            data = output.get("data", {})
+            if "text/markdown" in data:
+                data["text/markdown"] = _MATHS.sub(lambda match: _set_aside(match, formulas), data["text/markdown"])
+            shown = ""
+            if PLOTLY_JSON in data:
                 number += 1
-                output.data = {"text/html": plotly_call(output.data[PLOTLY_JSON], f"plotly-{number}")}
-    # The template loads one script in its head; ours is plotly instead of RequireJS, which would hide it.
-    exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url=PLOTLY)
-    page, _ = exporter.from_notebook_node(notebook)
+                shown = plotly_call(data[PLOTLY_JSON], f"plotly-{number}")
+            elif CHOICES in data:  # a panel, whose still is an image
+                shown = f'<img alt="" src="data:image/png;base64,{data["image/png"]}">'
+            if shown:
+                output.data = {"text/html": _as_still(shown, data[CHOICES]) if CHOICES in data else shown}
+    exporter = HTMLExporter(template_name="lab", raw_template=_CELLS)
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    body, _ = exporter.from_notebook_node(notebook)
     for i, formula in enumerate(formulas):
-        page = page.replace(_name(i), formula)
-    head = f"<style>{_STYLE}@media (prefers-color-scheme: dark) {{ {_dark_theme(exporter)} {_DARK} }}</style>"
-    failed = f'<p class="deqflow-failed" role="alert"><b>This run failed.</b> {html.escape(error)}</p>' if error else ""
-    top = f'<nav class="deqflow-nav"><a href="index.html">All reports</a></nav>{failed}'
-    return page.replace("</head>", f"{head}</head>", 1).replace("<main>", f"<main>{top}", 1)
+        body = body.replace(_name(i), formula)
+    for name in page.known:
+        body = body.replace(f'href="{name}.ipynb"', f'href="{name}.html"')
+    contents, made = _contents(body), _made(page)
+    body = body.replace("</h1>", f"</h1>{made}", 1) if "</h1>" in body else made + body
+    return _whole_page(page, body, contents, plots=number > 0)
 
 
-def _dark_theme(exporter: HTMLExporter) -> str:
-    """JupyterLab's dark colours, as nbconvert has them."""
-    environment = exporter.environment
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, "static/theme-dark.css")[0]
+def _fold(cell: nbformat.NotebookNode) -> None:
+    """Note for the template what of a code cell is folded, and under which words."""
+    tags = cell.metadata.get("tags", [])
+    failed = any(output.output_type == "error" for output in cell.outputs)
+    lines = len(cell.source.splitlines())
+    label = f"Code ({lines} line{'s' if lines > 1 else ''})"
+    if "parameters" in tags:
+        label = "Settings: the notebook's own"
+    elif "injected-parameters" in tags:
+        label = "Settings: those of this run"
+    cell.metadata.deqflow_label = label
+    cell.metadata.deqflow_open = SHOWN in tags or failed
+    if BOOKS in tags and not failed:
+        rich = [output for output in cell.outputs if _is_rich(output)]
+        cell.metadata.deqflow_books = not rich
+        cell.outputs = rich or cell.outputs  # the numbers are in NAME.json and on the index
 
 
-def plotly_call(figure: dict, name: str) -> str:
-    """A ``div`` and the one call that draws a figure, given as plotly's json, into it."""
-    # "</" would end the script early.
-    data, layout = (json.dumps(figure.get(part, {})).replace("</", "<\\/") for part in ("data", "layout"))
-    height = figure.get("layout", {}).get("height", 450)
-    title = figure.get("layout", {}).get("title", {})
+def _is_rich(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is for reading: not a stream, and not a record of numbers."""
+    data = output.get("data", {})
+    return bool(data) and NUMBERS not in data and bool(data.keys() - {"text/plain"})
+
+
+def _contents(body: str) -> str:
+    """The sections of a page as a list of links."""
+    entries = [f'<li><a href="#{match["id"]}">{match["text"].strip()}</a></li>' for match in _HEADING.finditer(body)]
+    if not entries:
+        return ""
+    return f"<details open><summary>On this page</summary><ul>{''.join(entries)}</ul></details>"
+
+
+def _whole_page(page: Page, body: str, contents: str, *, plots: bool) -> str:
+    here = Path(__file__).parent
+    style = (here / "page.css").read_text() + _code_colors()
+    neighbours = [("prev", "← Previous", page.before), ("next", "Next →", page.after)]
+    short = "".join(_link(rel, text, to) for rel, text, to in neighbours if to)
+    long = "".join(_link(rel, f"{text}: {to[1]}", to) for rel, text, to in neighbours if to)
+    failed = f"<b>This run failed.</b> {html.escape(page.error)}" if page.error else ""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(page.title)}</title>
+<style>{style}</style>
+{f'<script src="{PLOTLY}"></script>' if plots else ""}
+</head>
+<body>
+<nav class="bar" aria-label="Pages"><a href="index.html">All notebooks</a>{short}
+<button class="on" id="all-code" type="button" aria-pressed="false" hidden>Show code</button></nav>
+<div class="page">
+<nav class="contents" aria-label="Contents">{contents}</nav>
+<main>
+{f'<p class="failed" role="alert">{failed}</p>' if failed else ""}{body}
+<nav class="ends" aria-label="Neighbours">{long}</nav>
+</main>
+</div>
+<script>{(here / "page.js").read_text()}</script>
+</body>
+</html>
+"""
+
+
+def _link(rel: str, text: str, to: tuple[str, str]) -> str:
+    """A link to the page of a notebook, given by name and title."""
+    name, title = (html.escape(part) for part in to)
+    return f'<a rel="{rel}" href="{name}.html" title="{title}">{html.escape(text)}</a>'
+
+
+def _made(page: Page) -> str:
+    """When, on what and from which commit a page was made, and how to run it oneself."""
+    facts = page.facts
+    if not facts:
+        return ""
+    name, hardware = html.escape(facts["notebook"]), facts["hardware"]
+    commit = (facts["commit"] or "unknown")[:10] + (" with local changes" if facts["modified"] else "")
+    machine = ", ".join([hardware["processor"], f"{hardware['threads']} threads", *hardware["gpus"]])
+    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
+    profile = "" if facts["profile"] == "short" else f" --profile {facts['profile']}"
+    summary = f"Run on {facts['date'][:10]} in {facts['seconds']:.0f} s ({facts['profile']} profile), commit {commit}"
+    return f"""<details class="made facts"><summary>{html.escape(summary)}</summary>
+<p>On {html.escape(machine)}, with {html.escape(versions)}.</p>
+<p>To run it yourself: <code>python -m deqflow report --only {name.partition("_")[0]}{profile}</code>, or
+<code>make lab</code> and open notebooks/{name}.ipynb. This run: <a href="{name}.ipynb">the notebook with its
+outputs</a>, <a href="{name}.json">its numbers</a>.</p></details>"""
+
+
+def _code_colors() -> str:
+    """Pygments' colours of code, for a light and a dark page."""
+    light, dark = (HtmlFormatter(style=name, nobackground=True) for name in ("xcode", "github-dark"))
+    rules = [formatter.get_style_defs(".highlight") for formatter in (light, dark)]
+    return f"{rules[0]}\n@media (prefers-color-scheme: dark) {{ {rules[1]} }}"
+
+
+def plotly_call(figure: Mapping[str, Any], name: str, *, small: bool = False) -> str:
+    """A ``div`` and the one call that draws a figure, given as plotly's json, into it.
+
+    Args:
+        figure: with ``data`` and ``layout``.
+        name: of the ``div``.
+        small: as a cover: nothing to touch, no title, no legend.
+    """
+    data, layout = figure.get("data", []), dict(figure.get("layout", {}))
+    if small:
+        layout = {key: value for key, value in layout.items() if key not in ("title", "sliders", "updatemenus")}
+        layout |= {"showlegend": False, "margin": {"l": 55, "r": 10, "t": 15, "b": 45}}
+    layout.setdefault("margin", {"l": 60, "r": 20, "t": 50, "b": 50})
+    height = layout.pop("height", 450)  # the page's, which gives a long legend more of it where it is narrow
+    layout |= {"template": TEMPLATE.to_plotly_json(), "autosize": True}
+    title = layout.get("title", {})
     label = html.escape(re.sub("<[^>]*>", " ", title.get("text", "")) if isinstance(title, dict) else str(title))
-    # Plotly's buttons can't be reached from the keyboard, so there are none; hovering needs no button.
-    config = '{"responsive": true, "displayModeBar": false}'
+    entries = sum(curve.get("showlegend") is not False for curve in data)
+    # Plotly's buttons can't be reached from the keyboard, so there are none; the wheel belongs to the page (page.js).
+    config = _as_json({"responsive": True, "displayModeBar": False, "scrollZoom": False, "staticPlot": small})
+    # "</" would end the script early.
+    parts = ", ".join(_as_json(part).replace("</", "<\\/") for part in (data, layout))
     return (
-        f'<div id="{name}" role="img" aria-label="{label or "plot"}" style="height: {height}px"></div>'
-        f'<script>Plotly.newPlot("{name}", {data}, {layout}, {config})</script>'
+        f'<div class="plot" id="{name}" role="img" aria-label="{label or "plot"}" '
+        f'style="--height: {height}px; --entries: {min(entries, 12)}"></div>'
+        f'<script>Plotly.newPlot("{name}", {parts}, {config})</script>'
+    )
+
+
+def _as_json(part: object) -> str:
+    return json.dumps(part, default=lambda value: value.to_plotly_json())
+
+
+def _as_still(figure: str, choices: Sequence[Mapping[str, Any]]) -> str:
+    """A panel's figure under its controls, as they were set."""
+    shown = []
+    if not choices:
+        live = "A panel, as a still: in JupyterLab (<code>make lab</code>) it is live."
+        return f'<div class="still"><p>{live}</p>{figure}</div>'
+    for choice in choices:
+        if choice["group"] not in {earlier["group"] for earlier in choices[: choices.index(choice)]}:
+            shown.append(f"<b>{html.escape(choice['group'])}</b>")
+        label, value = html.escape(choice["label"]), html.escape(str(choice["value"]))
+        shown.append(f'<label title="{html.escape(choice["help"])}">{label} <output>{value}</output></label>')
+    return (
+        '<div class="still"><p>A panel, as a still. In JupyterLab (<code>make lab</code>) each of these can be '
+        "changed, and the figure follows.</p>"
+        f'<fieldset class="choices" disabled>{"".join(shown)}</fieldset>{figure}</div>'
     )
 
 
@@ -108,7 +246,10 @@ def _set_aside(match: re.Match[str], formulas: list[str]) -> str:
     block, inline = match["block"], match["inline"]
     if block is None and inline is None:
         return match[0]
-    formulas.append(convert(html.unescape(block or inline), display="block" if block else "inline"))
+    latex = html.unescape(block or inline)
+    for known, simpler in _LATEX.items():
+        latex = latex.replace(known, simpler)
+    formulas.append(convert(latex, display="block" if block else "inline"))
     return _name(len(formulas) - 1)
 
 

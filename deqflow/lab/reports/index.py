@@ -1,38 +1,18 @@
 """What became of each notebook, and the page to start from: a card for each."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from deqflow.lab.notebook import as_text
 from deqflow.lab.reports.differences import TOLERANCE, differences
+from deqflow.lab.reports.html import PLOTLY, PLOTLY_JSON, plotly_call
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --quiet: #595959; --good: #1a7f37; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --quiet: #b0b0b0; --good: #57c26d; --bad: #ff8a80; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; }
-p.lead { color: var(--quiet); margin-top: .2rem; }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem;
-  align-items: start; }
-article { border: 1px solid var(--line); border-radius: .6rem; overflow: hidden; }
-article a.cover { display: block; background: #fff; }
-article img { width: 100%; height: 12rem; object-fit: contain; display: block; }
-article div { padding: .8rem 1rem 1rem; }
-h2 { font-size: 1.1rem; margin: 0 0 .2rem; line-height: 1.3; }
-p.outcome { margin: 0; font-size: .9rem; overflow-wrap: anywhere; }
-.passed { color: var(--good); font-weight: 600; } .failed, .differs { color: var(--bad); font-weight: 600; }
-table { width: 100%; border-collapse: collapse; font-size: .85rem; margin-top: .6rem; }
-th { font-weight: normal; color: var(--quiet); text-align: right; }
-td { border-top: 1px solid var(--line); padding: .15rem 0; overflow-wrap: anywhere; }
-td + td { text-align: right; font-variant-numeric: tabular-nums; padding-left: .5rem; overflow-wrap: normal; }
-.files, footer { font-size: .85rem; color: var(--quiet); }
-summary { font-size: .85rem; cursor: pointer; margin-top: .6rem; }
-a:focus-visible, summary:focus-visible { outline: 3px solid; outline-offset: 2px; }
-"""
-
-_MANY = 12  # numbers on a card; more are folded away
+RELOAD = 10  # seconds after which an index that is still being written loads itself again
+_UNITS = {"px": "px", "ms": "ms", "s": "s", "seconds": "s", "mib": "MiB", "percent": "%"}
 
 
 @dataclass(frozen=True)
@@ -43,11 +23,13 @@ class NotebookRun:
         name: of the notebook, without suffix.
         title: its first heading.
         seconds: it ran for.
-        error: the sentence it failed with; empty if it passed.
+        error: the error message it failed with; empty if it passed.
         numbers: what it recorded (:func:`deqflow.lab.notebook.record`).
         profile: with which values it was run: fast, short or full.
         date: when.
-        picture: its first picture, a PNG in base64; empty if it has none.
+        cover: what its cell tagged ``cover``, or else the notebook, showed first: a media type and its content, a PNG
+            in base64 or a figure as plotly's json; None if there is none.
+        verdict: one sentence on what was found, or on what it is about.
         good: it failed, but a report of an earlier run that passed is there.
     """
 
@@ -58,7 +40,8 @@ class NotebookRun:
     numbers: dict[str, Any]
     profile: str
     date: str
-    picture: str
+    cover: tuple[str, Any] | None = None
+    verdict: str = ""
     good: bool = False
 
     @property
@@ -67,36 +50,44 @@ class NotebookRun:
         return f"{self.name}.failed" if self.error else self.name
 
 
-def to_index(reports: Sequence[NotebookRun], origin: dict[str, Any], published: Mapping[str, Mapping[str, Any]]) -> str:
+def to_index(
+    runs: Sequence[NotebookRun],
+    origin: Mapping[str, Any],
+    published: Mapping[str, Mapping[str, Any]],
+    waiting: Sequence[tuple[str, str]] = (),
+) -> str:
     """Return the page for reports that lie beside it.
 
     Args:
-        reports: one for each card.
-        origin: what :func:`provenance` says.
+        runs: one for each card.
+        origin: what :func:`deqflow.evidence.provenance.provenance` says.
         published: for each notebook that has any, its committed results, with their ``numbers``.
+        waiting: names and titles of the notebooks still to be run, the first of which is running.
     """
-    failed = sum(bool(report.error) for report in reports)
-    state = f"{failed} of {len(reports)} failed" if failed else f"all {len(reports)} passed"
+    to_come = dict(waiting)
+    cards = {run.name: _card(run, published.get(run.name), to_come) for run in runs}
+    cards |= {name: _card_to_come(name, title, to_come) for name, title in waiting if name not in cards}
     commit = (origin["commit"] or "unknown")[:10] + (" with local changes" if origin["modified"] else "")
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     hardware = origin["hardware"]
     machine = ", ".join([hardware["processor"], f"threads: {hardware['threads']}", *hardware["gpus"]])
-    cards = "\n".join(_card(report, published.get(report.name)) for report in reports)
+    reload = f'<meta http-equiv="refresh" content="{RELOAD}">' if waiting else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>deqflow: reports</title>
-<style>{_STYLE}</style>
+<meta name="viewport" content="width=device-width, initial-scale=1">{reload}
+<title>deqflow: notebooks</title>
+<script src="{PLOTLY}"></script>
+<style>{(Path(__file__).parent / "index.css").read_text()}</style>
 </head>
 <body>
 <header>
 <h1>deqflow</h1>
-<p class="lead">Deep equilibrium optical flow, one notebook a card: {state}.</p>
+<p class="lead">Deep equilibrium optical flow, a notebook a card. {_state(runs, waiting)}</p>
 </header>
 <main>
-{cards}
+{"".join(cards[name] for name in sorted(cards))}
 </main>
 <footer>
 <p>A number is marked where it differs from the published one (reports/published) by more than {TOLERANCE:.0%}; times
@@ -108,45 +99,97 @@ are not compared, nor is a run with one of another profile.</p>
 """
 
 
-def _card(report: NotebookRun, published: Mapping[str, Any] | None) -> str:
-    file = escape(report.file)
-    picture = f'<img src="data:image/png;base64,{report.picture}" alt="">' if report.picture else ""
+def _state(runs: Sequence[NotebookRun], waiting: Sequence[tuple[str, str]]) -> str:
+    """How far the reports are, in a sentence or two."""
+    failed = sum(bool(run.error) for run in runs)
+    done = f"{failed} of {len(runs)} failed." if failed else f"All {len(runs)} passed."
+    if not waiting:
+        minutes = sum(run.seconds for run in runs) / 60
+        return f"{done} Running them took {minutes:.0f} minutes."
+    rest = f", then {len(waiting) - 1} more" if len(waiting) > 1 else ""
+    return f'<span role="status">Running now: {escape(waiting[0][1])}{rest}. This page loads itself again.</span>'
+
+
+def _card(run: NotebookRun, published: Mapping[str, Any] | None, to_come: Mapping[str, str]) -> str:
+    file = escape(run.file)
+    image = _cover(run)
     # The heading is the same link: one stop for the keyboard is enough.
-    cover = f'<a class="cover" href="{file}.html" tabindex="-1" aria-hidden="true">{picture}</a>'
-    when = f"{escape(report.profile)} profile, {report.seconds:.0f} s, {escape(report.date)}"
-    outcome = f'<span class="passed">passed</span> ({when})'
-    if report.error:
-        outcome = f'<span class="failed">failed</span> ({when}): {escape(report.error)}'
-    good = f' · <a href="{escape(report.name)}.html">last good report</a>' if report.good else ""
+    cover = f'<a class="cover" href="{file}.html" tabindex="-1" aria-hidden="true">{image}</a>' if image else ""
+    outcome = '<span class="passed">Passed</span>'
+    if run.error:
+        outcome = f'<span class="failed">Failed</span>: <span class="error">{escape(run.error)}</span>'
+    again = f" {_when_next(run.name, to_come)}" if run.name in to_come else ""
+    made = f"{escape(run.profile)} profile, {escape(run.date[:16])}"
+    good = f' · <a href="{escape(run.name)}.html">last good report</a>' if run.good else ""
+    start = '<p class="start">Start here</p>' if run.name.startswith("00") else ""
     return f"""<article>
-{cover}
-<div>
-<h2><a href="{file}.html">{escape(report.title)}</a></h2>
-<p class="outcome">{outcome}</p>
-{_numbers(report, published)}
-<p class="files"><a href="{file}.ipynb">notebook</a> · <a href="{file}.json">numbers</a>{good}</p>
+{cover}<div>{start}
+<h2><a href="{file}.html">{escape(run.title)}</a></h2>
+<p>{escape(run.verdict)}</p>
+<p class="quiet">{outcome} in {_duration(run.seconds)} ({made}).{again}</p>
+{_numbers(run, published)}
+<p class="files"><a href="{file}.ipynb">notebook with outputs</a> · <a href="{file}.json">numbers</a>{good}</p>
 </div>
-</article>"""
+</article>
+"""
 
 
-def _numbers(report: NotebookRun, published: Mapping[str, Any] | None) -> str:
-    """The table of a card; with a column of what was published, where anything was."""
-    if not report.numbers:
+def _cover(run: NotebookRun) -> str:
+    if run.cover is None:
         return ""
-    compared = differences(report.numbers, published["numbers"] if published else {})
-    alike = published is not None and published["profile"] == report.profile
-    rows = []
-    for name, value in report.numbers.items():
-        cells = [f"<td>{escape(name)}</td>", f"<td>{escape(as_text(value))}</td>"]
+    kind, content = run.cover
+    if kind == PLOTLY_JSON:
+        return plotly_call(content, f"cover-{run.name}", small=True)
+    return f'<img src="data:{kind};base64,{content}" alt="">'
+
+
+def _card_to_come(name: str, title: str, to_come: Mapping[str, str]) -> str:
+    return f"""<article class="waiting"><div><h2>{escape(title)}</h2>
+<p class="quiet">{_when_next(name, to_come)}</p></div></article>
+"""
+
+
+def _when_next(name: str, to_come: Mapping[str, str]) -> str:
+    return "Running now." if name == next(iter(to_come)) else "Waiting for its turn."
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+
+
+def readable(name: str) -> str:
+    """A recorded name in words, its unit in brackets: ``epe_px`` -> "epe (px)"."""
+    words = name.split("_")
+    unit = _UNITS.get(words[-1].lower()) if len(words) > 1 else None
+    text = " ".join(words[:-1] if unit else words)
+    text = re.sub(r"\bepe\b", "end-point error", re.sub(r"\bevals\b", "evaluations", text))
+    return f"{text} ({unit})" if unit else text
+
+
+def _shown(value: float | int | str | bool) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else as_text(value)
+
+
+def _numbers(run: NotebookRun, published: Mapping[str, Any] | None) -> str:
+    """The folded table of a card; with a column of what was published, where anything was."""
+    if not run.numbers:
+        return ""
+    compared = differences(run.numbers, published["numbers"] if published else {})
+    alike = published is not None and published["profile"] == run.profile
+    rows, marks = [], 0
+    for name, value in run.numbers.items():
+        cells = [f'<td title="{escape(name)}">{escape(readable(name))}</td>', f"<td>{escape(_shown(value))}</td>"]
         if published:
             known = compared.get(name)
             beyond = alike and known is not None and known.beyond
-            text = escape(as_text(known.published)) if known else ""
+            marks += beyond
+            text = escape(_shown(known.published)) if known else ""
             mark = '<b class="differs" title="differs from the published number">differs</b> ' if beyond else ""
             cells.append(f"<td>{mark}{text}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = ""
     if published:
         head = f"<tr><th></th><th>this run</th><th>published ({escape(published['profile'])} profile)</th></tr>"
-    numbers = f"<table>{head}{''.join(rows)}</table>"
-    return numbers if len(rows) <= _MANY else f"<details><summary>{len(rows)} numbers</summary>{numbers}</details>"
+    differ = f', <span class="differs">{marks} differ from the published ones</span>' if marks else ""
+    count = f"{len(rows)} number{'s' if len(rows) > 1 else ''}{differ}"
+    return f"<details><summary>{count}</summary><div><table>{head}{''.join(rows)}</table></div></details>"

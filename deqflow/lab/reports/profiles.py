@@ -11,6 +11,7 @@ import yaml
 from deqflow.data.writing import unfinished_name
 
 SHORT = "short"  # the profile of the values that stand in the parameters cells
+WAIT = "wait"  # a parameter of notebooks with a panel to watch, which waits for its end where nobody watches
 Parameters = dict[str, dict[str, Any]]  # by notebook, by parameter
 
 
@@ -51,6 +52,8 @@ def parameters_of(
 ) -> Parameters:
     """Return the parameters to run each notebook with, where they differ from its parameters cell.
 
+    A notebook that has a parameter ``wait`` is told to wait for its panels, so that their stills show the end.
+
     Args:
         notebooks: their paths; those of one folder have their profiles in ``profiles/NAME.yaml`` beside them.
         profile: "short", the values of the parameters cells, or the name of a file of parameters by notebook.
@@ -75,6 +78,8 @@ def parameters_of(
             if name not in known[path.stem]:
                 expected = ", ".join(known[path.stem]) or "none"
                 raise ValueError(f"The profile {profile!r} sets {name!r} of {path.stem}, which has: {expected}.")
+        if WAIT in known[path.stem]:
+            own = {WAIT: True} | own
         parameters[path.stem] = own | {name: value for name, value in chosen.items() if name in known[path.stem]}
     return parameters
 

@@ -1,13 +1,16 @@
 """Panels for notebooks: live in JupyterLab, stills in reports."""
 
-from deqflow.lab.widgets.base import Background, LiveFigure, StillPanel
+from deqflow.lab.widgets.base import Background, CaptionedImage, Choice, StillPanel
+from deqflow.lab.widgets.evaluations import EvaluationPanel
 from deqflow.lab.widgets.playground import SolverPlayground
 from deqflow.lab.widgets.runs import SolverBench, SolverRun
 from deqflow.lab.widgets.settings import RunSettings
 
 __all__ = [
     "Background",
-    "LiveFigure",
+    "CaptionedImage",
+    "Choice",
+    "EvaluationPanel",
     "RunSettings",
     "SolverBench",
     "SolverPlayground",

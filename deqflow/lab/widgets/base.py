@@ -1,13 +1,17 @@
 """What panels have in common: live in JupyterLab, a still in a report, long work on a thread of its own."""
 
+import base64
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import plotly.io as pio
+
+from deqflow.lab.notebook import CHOICES
 
 
 class Background:
@@ -61,85 +65,108 @@ class Background:
             self._on_end(self.error)
 
 
-class LiveFigure(widgets.VBox):  # of which the figure takes the full width
-    """A plotly figure on screen.
+@dataclass(frozen=True)
+class Choice:
+    """A control as a page without widgets shows it.
 
-    After a page reload the browser gets a figure as it was constructed, not as it was changed since. So: change
-    it through :attr:`figure` as often as needed, and call :meth:`redraw` to construct it again, from ``build``.
-    The figure itself is no record of its state: what the browser fills in by default is taken out of it again.
-
-    Args:
-        build: returns the complete figure as it should be now; called at once and by each :meth:`redraw`.
+    Attributes:
+        group: heading that it stands under.
+        label: what it sets, with its unit.
+        value: what it is set to.
+        help: one sentence on what it does.
     """
 
-    def __init__(self, build: Callable[[], go.Figure]) -> None:
-        self.build = build
-        super().__init__([self._construct()], layout=widgets.Layout(width="100%", overflow="hidden"))
+    group: str
+    label: str
+    value: str
+    help: str
 
-    @property
-    def figure(self) -> go.FigureWidget:
-        """The figure, to be changed in place; ``batch_update`` sends many changes as one."""
-        return self.children[0]
 
-    def redraw(self) -> None:
-        """Construct the figure again."""
-        old = self.figure
-        self.children = (self._construct(),)
-        old.close()
+class CaptionedImage(widgets.VBox):
+    """An image with a caption under it, both replaced in place; hidden until it shows something.
 
-    def _construct(self) -> go.FigureWidget:
-        figure = go.FigureWidget(self.build())
-        figure._config = {**figure._config, "responsive": True}  # as wide as there is room
-        return figure
+    The image is a file that the kernel draws: it is on screen whenever the cell is, also after Run All and after a page
+    reload, where a figure that the browser draws may stay empty.
+
+    Args:
+        width: of the image, as CSS has it.
+    """
+
+    def __init__(self, width: str = "min(360px, 100%)") -> None:
+        # No margin: with one, 100 % is too wide, and a scrollbar comes with it.
+        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", margin="0"))
+        self.caption = widgets.HTML(layout=widgets.Layout(margin="0"))
+        layout = widgets.Layout(width=width, margin="0 .8rem .6rem 0", overflow="hidden", display="none")
+        super().__init__([self.image, self.caption], layout=layout)
+
+    def show(self, data: bytes, caption: str = "") -> None:
+        """Show a PNG file's bytes, with a line of text under it."""
+        self.image.value = data
+        self.caption.value = (
+            f"<small style='line-height: 1.3; display: block'>{escape(caption)}</small>" if caption else ""
+        )
+        self.layout.display = ""
+
+    def hide(self) -> None:
+        """Show nothing."""
+        self.layout.display = "none"
 
 
 class StillPanel(widgets.VBox):
-    """A panel: live where widgets are drawn, a plotly figure where they are not, as in a report.
+    """A panel: live where widgets are drawn; where they are not, as in a report, a figure with its controls as text.
 
     A subclass builds its widgets complete before it hands them over, and says in :meth:`still` what stands for
     the panel on paper.
 
     Args:
         children: the widgets, from top to bottom.
-        figures: those figures among them, at any depth, that :attr:`redraw_button` draws again.
 
     Attributes:
-        redraw_button: draws the figures again, for after a page reload; to be placed among the children.
         message: a line of text, for :meth:`say` and :meth:`complain`; to be placed among the children.
     """
 
-    def __init__(self, children: Sequence[widgets.Widget] = (), figures: Sequence[LiveFigure] = ()) -> None:
-        self.figures = tuple(figures)
-        self.redraw_button = widgets.Button(
-            description="Redraw", icon="refresh", tooltip="Draw the figures again, as after a page reload"
-        )
-        self.redraw_button.on_click(lambda _: self.redraw())
+    def __init__(self, children: Sequence[widgets.Widget] = ()) -> None:
         self.message = widgets.HTML()
         super().__init__(list(children))
 
-    def still(self) -> go.Figure:
-        """Return the figure that stands for the panel on paper.
+    def still(self) -> go.Figure | bytes:
+        """Return what stands for the panel on paper: a plotly figure, or the bytes of a PNG file.
 
         Raises:
             NotImplementedError: the subclass does not say.
         """
-        raise NotImplementedError(f"{type(self).__name__} should return a plotly figure from still().")
+        raise NotImplementedError(f"{type(self).__name__} should return a plotly figure or a PNG file from still().")
 
-    def redraw(self) -> None:
-        """Draw the figures again."""
-        for figure in self.figures:
-            figure.redraw()
+    def choices(self) -> Sequence[Choice]:
+        """Return what can be chosen, for a page to show above the still."""
+        return ()
 
     def say(self, text: str) -> None:
         """Show a sentence."""
         self.message.value = f'<span role="status">{escape(text)}</span>'
 
     def complain(self, text: str) -> None:
-        """Show a sentence about something that is wrong."""
+        """Show an error message, in one line."""
         color = "color: var(--jp-error-color0, #b00020)"
-        self.message.value = f'<span role="alert" style="{color}"><b>{escape(text)}</b></span>'
+        self.message.value = f'<span role="alert" style="{color}"><b>{escape(" ".join(text.split()))}</b></span>'
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        """Return the live view and, for readers that have no widgets, the still."""
+        """Return the live view and, for readers that have no widgets, the still and the controls."""
         bundle = super()._repr_mimebundle_(**options) or {}
-        return bundle | pio.renderers["plotly_mimetype"].to_mimebundle(self.still().to_dict())
+        still = self.still()
+        if isinstance(still, bytes):
+            bundle["image/png"] = base64.b64encode(still).decode()
+        else:
+            bundle |= pio.renderers["plotly_mimetype"].to_mimebundle(still.to_dict())
+        return bundle | {CHOICES: [asdict(choice) for choice in self.choices()]}
+
+
+def row(children: Sequence[widgets.Widget]) -> widgets.HBox:
+    """Widgets side by side, in as many rows as they need."""
+    return widgets.HBox(list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))
+
+
+def titled(title: str, children: Sequence[widgets.Widget]) -> widgets.VBox:
+    """A group of controls under a heading."""
+    heading = widgets.HTML(f"<b>{escape(title)}</b>")
+    return widgets.VBox([heading, *children], layout=widgets.Layout(flex="1 1 19rem", margin="0 1.2rem .4rem 0"))

@@ -2,95 +2,144 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
 from deqflow.data.datasets import FlowSample, own_pair
+from deqflow.lab.widgets.base import Choice, row, titled
 from deqflow.lab.widgets.settings import DAMPED, PRECISIONS, RULES, STARTS, WITH_HISTORY, RunSettings
 
-OWN = "your own two pictures"
-WIDTHS = {"184 px wide": 184, "368 px wide": 368, "as they are": None}
-TOLERANCES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 64, 96, 128, 200, 400, 1000)
+OWN = "your own two images"
+FULL = "full size"
+WIDTHS = {"128 px wide": 128, "256 px wide": 256, "512 px wide": 512, FULL: None}
 _WIDE = widgets.Layout(width="auto")
-_STYLE = {"description_width": "6.5rem"}
+_STYLE = {"description_width": "7.5rem"}
+_COMMON: dict[str, Any] = {"layout": _WIDE, "style": _STYLE}
+
+GROUPS = {
+    "What to solve": ("pair", "width", "model"),
+    "How": ("solver", "damping", "history", "stretch"),
+    "From where, and until when": ("start", "tolerance", "max_evals", "precision"),
+}
+LABELS = {
+    "pair": ("image pair", "Two images; choose your own with the two buttons below."),
+    "width": ("image width", "Larger images are reduced to this width: small ones answer at once."),
+    "model": ("model", "Whose fixed point is looked for."),
+    "solver": (
+        "solver",
+        "Picard repeats f; Anderson and Broyden learn from earlier steps; SciPy's are general.",
+    ),
+    "damping": ("damping (0 to 1)", "Which share of a step is taken; of Anderson its mixing."),
+    "history": ("history (steps)", "How many earlier steps Anderson and Broyden look at."),
+    "stretch": (
+        "stretch (times)",
+        "Makes each step longer: the fixed points stay, and plain iteration diverges.",
+    ),
+    "start": ("start", "The state that the solve begins with."),
+    "tolerance": ("tolerance (px)", "The solve ends once a step moves the flow by less than this, root mean square."),
+    "max_evals": ("budget (evaluations)", "The solve ends after so many evaluations of f at most."),
+    "precision": ("precision", "Of the numbers in encoders and update; bfloat16 keeps the state in float32."),
+}
 
 
 class Controls(widgets.VBox):
-    """The choices of a run, and two pictures of one's own.
+    """The choices of a run in three groups, and two images of one's own.
 
     Args:
         pairs, models: names to choose from.
-        settings: what is chosen at first; a tolerance or budget that is not among the steps is added to them.
+        settings: what is chosen at first; a width that is not among the steps is added to them.
     """
 
     def __init__(self, pairs: Sequence[str], models: Sequence[str], settings: RunSettings) -> None:
-        self.pair = _dropdown("pair", [*pairs, OWN], settings.pair)
-        self.width = _dropdown("size", list(WIDTHS.items()), settings.width)
-        self.model = _dropdown("model", models, settings.model)
-        self.solver = _dropdown("solver", list(RULES), settings.solver)
-        self.start = _dropdown("start", STARTS, settings.start)
-        self.precision = _dropdown("precision", list(PRECISIONS), settings.precision)
-        common: dict[str, Any] = {"continuous_update": False, "layout": _WIDE, "style": _STYLE}
-        self.damping = widgets.FloatSlider(
-            settings.damping, min=0.05, max=1, step=0.05, description="damping", readout_format=".2f", **common
-        )
-        self.history = widgets.IntSlider(settings.history, min=1, max=12, description="history", **common)
-        self.tolerance = _steps("tolerance (px)", TOLERANCES, settings.tolerance, "{:g}", common)
-        self.max_evals = _steps("budget (evals)", BUDGETS, settings.max_evals, "{}", common)
-        self.first = widgets.FileUpload(accept="image/*", description="First picture", layout={"width": "auto"})
-        self.second = widgets.FileUpload(accept="image/*", description="Second picture", layout={"width": "auto"})
-        self._seed = settings.seed
-        uploads = widgets.HBox([self.first, self.second], layout=widgets.Layout(flex_flow="row wrap"))
-        columns = [
-            widgets.VBox([self.pair, uploads, self.width, self.model]),
-            widgets.VBox([self.solver, self.damping, self.history, self.start]),
-            widgets.VBox([self.tolerance, self.max_evals, self.precision]),
-        ]
-        for column in columns:
-            column.layout = widgets.Layout(flex="1 1 17rem", margin="0 1rem 0 0")
-        super().__init__([widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap"))])
+        self._seed, self._quiet = settings.seed, False
+        widths = [*WIDTHS] if settings.width in WIDTHS.values() else [f"{settings.width} px wide", *WIDTHS]
+        self.pair = _dropdown([*pairs, OWN])
+        self.width = _dropdown(widths)
+        self.model = _dropdown(models)
+        self.solver = _dropdown(list(RULES))
+        self.start = _dropdown(STARTS)
+        self.precision = _dropdown(list(PRECISIONS))
+        lazy: dict[str, Any] = {"continuous_update": False, **_COMMON}
+        self.damping = widgets.FloatSlider(min=0.05, max=1, step=0.05, readout_format=".2f", **lazy)
+        self.history = widgets.IntSlider(min=1, max=12, **lazy)
+        self.stretch = widgets.FloatSlider(min=1, max=4, step=0.1, readout_format=".1f", **lazy)
+        # Numbers to type: what a field shows is what the solve gets.
+        self.tolerance = widgets.BoundedFloatText(min=0, max=100, step=0.005, **lazy)
+        self.max_evals = widgets.BoundedIntText(min=1, max=10_000, **lazy)
+        self.first = widgets.FileUpload(accept="image/*", description="First image", layout=_WIDE)
+        self.second = widgets.FileUpload(accept="image/*", description="Second image", layout=_WIDE)
+        for name, (label, text) in LABELS.items():
+            getattr(self, name).description = label
+            getattr(self, name).tooltip = text
+        groups = [titled(title, [getattr(self, name) for name in names]) for title, names in GROUPS.items()]
+        groups[0].children = (*groups[0].children, row([self.first, self.second]))
+        super().__init__([row(groups)])
+        self.set(settings)
         self.solver.observe(self._offer, "value")
         self._offer()
 
     @property
     def settings(self) -> RunSettings:
         """What is chosen."""
+        width = str(self.width.value)
         return RunSettings(
             pair=str(self.pair.value),
             model=str(self.model.value),
             solver=str(self.solver.value),
             damping=round(self.damping.value, 4),
             history=self.history.value,
+            stretch=round(self.stretch.value, 4),
             tolerance=self.tolerance.value,
             max_evals=self.max_evals.value,
             start=str(self.start.value),
             precision=str(self.precision.value),
-            width=self.width.value,
+            width=None if width == FULL else int(width.split()[0]),
             seed=self._seed,
         )
 
+    def set(self, settings: RunSettings) -> None:
+        """Choose all of these at once: functions of :meth:`on_change` are called once, if anything is another."""
+        before = self.settings if self.pair.value else None
+        self._quiet = True
+        for name in LABELS:
+            value = getattr(settings, name)
+            if name == "width":
+                value = FULL if value is None else f"{value} px wide"
+            getattr(self, name).value = value
+        self._seed, self._quiet = settings.seed, False
+        if before is not None and self.settings != before:
+            self._call()
+
+    def _call(self) -> None:
+        """What :meth:`on_change` put in place of this."""
+
     def on_change(self, call: Callable[[], None]) -> None:
         """Call this after each change of a choice; uploads have :meth:`on_upload`."""
-        chosen = (self.pair, self.width, self.model, self.solver, self.start, self.precision)
-        for widget in (*chosen, self.damping, self.history, self.tolerance, self.max_evals):
-            widget.observe(lambda _: call(), "value")
+        self._call = call
+        for name in LABELS:
+            getattr(self, name).observe(lambda _: None if self._quiet else call(), "value")
 
     def on_upload(self, call: Callable[[], None]) -> None:
-        """Call this once both pictures are there, and whenever one of them is replaced."""
+        """Call this once both images are there, and whenever one of them is replaced."""
         for upload in (self.first, self.second):
             upload.observe(lambda _: call() if self.first.value and self.second.value else None, "value")
 
+    def choices(self) -> list[Choice]:
+        """What is chosen, for a page without widgets."""
+        chosen = {name: str(getattr(self, name).value) for name in LABELS}
+        return [Choice(group, LABELS[n][0], chosen[n], LABELS[n][1]) for group, names in GROUPS.items() for n in names]
+
     def uploaded(self) -> FlowSample:
-        """The two pictures of one's own.
+        """The two images of one's own.
 
         Raises:
-            ValueError: one is missing, is no picture, or they differ in size.
+            ValueError: one is missing, is not an image, or they differ in size.
         """
         if not (self.first.value and self.second.value):
-            raise ValueError("Choose two pictures of one size first, by the buttons beside the pair.")
+            raise ValueError("Choose two images of one size first, by the buttons First image and Second image.")
         with tempfile.TemporaryDirectory() as folder:
             paths = []
             for name, upload in (("first", self.first), ("second", self.second)):
@@ -100,20 +149,31 @@ class Controls(widgets.VBox):
             try:
                 return own_pair(*paths)
             except ValueError as error:
-                raise ValueError(str(error).replace(f"{folder}/", "The picture ")) from error
+                raise ValueError(str(error).replace(f"{folder}/", "The image ")) from error
 
     def _offer(self, _: object = None) -> None:
-        """Take back what the solver has no use for."""
+        """Offer what the chosen solver has a use for."""
         self.damping.disabled = self.solver.value not in DAMPED
         self.history.disabled = self.solver.value not in WITH_HISTORY
 
 
-def _dropdown(description: str, options: Any, value: Any) -> widgets.Dropdown:
-    return widgets.Dropdown(options=options, value=value, description=description, layout=_WIDE, style=_STYLE)
+def experiments(settings: RunSettings, recurrent: str | None) -> dict[str, RunSettings]:
+    """Settings that show something, by the words on their buttons.
+
+    Args:
+        settings: what they change.
+        recurrent: name of a recurrent model, if there is one.
+    """
+    usual = replace(settings, solver="Picard", damping=1.0, start="zero", stretch=1.0, precision="float32")
+    found = {
+        "Where Picard diverges": replace(usual, stretch=2.5, max_evals=60),
+        "The same by Anderson": replace(usual, stretch=2.5, max_evals=60, solver="Anderson"),
+        "A random start": replace(usual, start="random", max_evals=100),
+    }
+    if recurrent is not None:
+        found["A recurrent model at 200 updates"] = replace(usual, model=recurrent, tolerance=0.0, max_evals=200)
+    return found
 
 
-def _steps(
-    description: str, values: Sequence[float], value: float, form: str, common: dict[str, Any]
-) -> widgets.SelectionSlider:
-    options = [(form.format(step), step) for step in sorted({*values, value})]
-    return widgets.SelectionSlider(options=options, value=value, description=description, **common)
+def _dropdown(options: Sequence[str]) -> widgets.Dropdown:
+    return widgets.Dropdown(options=list(options), **_COMMON)

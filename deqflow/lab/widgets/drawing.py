@@ -1,26 +1,28 @@
-"""What the playground shows: runs as pictures, curves, rows of a table, and the still of a few of them."""
+"""What the playground shows: runs as images, curves, rows of a table, and the still of a few of them."""
 
+import io
 from collections.abc import Sequence
 from html import escape
 
 import matplotlib
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import qualitative
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 from deqflow.data.colors import flow_to_rgb
 from deqflow.lab.plots.encoding import png_address
+from deqflow.lab.plots.style import COLORS, INK, TEMPLATE
 from deqflow.lab.widgets.runs import SolverRun
 
 HOVER = "%{y:.3g} px after %{x} evaluations"
-COLORS = qualitative.Plotly
 STILL_WIDTH = 240  # columns of a still's maps, at most: pages stay light
 
 
 def image_rgb(image: Tensor) -> np.ndarray:
-    """A picture (3, H, W) in 0..255 as (H, W, 3) uint8."""
+    """An image (3, H, W) in 0..255 as (H, W, 3) uint8."""
     return np.ascontiguousarray(image.clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
@@ -38,7 +40,7 @@ def scales(run: SolverRun) -> tuple[float, float]:
     return max(flow, 0.5), max(error, 0.5)
 
 
-def table(runs: Sequence[tuple[str, SolverRun]]) -> str:
+def runs_table(runs: Sequence[tuple[str, SolverRun]]) -> str:
     """Runs as an HTML table, each with a word on what it is."""
     rows = [{"": word} | run.row() for word, run in runs]
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
@@ -47,28 +49,39 @@ def table(runs: Sequence[tuple[str, SolverRun]]) -> str:
     return f"<div style='overflow-x: auto'><table {style}><tr>{head}</tr>{body}</table></div>"
 
 
-def residuals(runs: Sequence[tuple[SolverRun, str, str]], *, slots: int) -> go.Figure:
-    """Residual against evaluations, on a log scale: a curve for each run, with its name and colour.
+def residuals(runs: Sequence[tuple[SolverRun, str, str]]) -> bytes:
+    """Residual against evaluations, on a log scale: a curve for each run, with its name and colour; a PNG file."""
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    axes = plain_axes(figure.subplots(), "Residual against evaluations", "evaluations of f", "residual (px)")
+    for run, name, color in runs:
+        known = np.array(run.trace, dtype=float)
+        known[~np.isfinite(known) | (known <= 0)] = np.nan
+        axes.plot(np.arange(1, len(known) + 1), known, color=color, label=name, linewidth=1.8, marker="o", markersize=3)
+    axes.set_yscale("log")
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_color(INK)
+    return figure_png(figure)
 
-    Args:
-        runs: run, name, colour.
-        slots: how many curves there are, those without a run empty.
-    """
-    figure = go.Figure()
-    for slot in range(slots):
-        figure.add_scatter(**curve(*runs[slot]) if slot < len(runs) else {"visible": False})
-    figure.update_layout(
-        template="plotly_white",
-        autosize=True,
-        height=380,
-        margin={"l": 60, "r": 10, "t": 40, "b": 40},
-        title={"text": "Residual against evaluations", "font": {"size": 15}},
-        xaxis={"title": {"text": "evaluations of f"}},
-        yaxis={"title": {"text": "residual (px)"}, "type": "log", "tickformat": "~g"},
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
-        hoverlabel={"namelength": -1},
-    )
-    return figure
+
+def plain_axes(axes: Axes, title: str, x: str, y: str) -> Axes:
+    """Axes in the common look: no box, a faint grid, ink that shows on light and on dark ground."""
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.set_xlabel(x, fontsize=9, color=INK)
+    axes.set_ylabel(y, fontsize=9, color=INK)
+    axes.tick_params(colors=INK, labelsize=8, which="both")
+    axes.grid(color=INK, alpha=0.25)
+    axes.set_facecolor("none")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file, on clear ground."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=130, facecolor="none")
+        return file.getvalue()
 
 
 def curve(run: SolverRun, name: str, color: str) -> dict:
@@ -77,7 +90,6 @@ def curve(run: SolverRun, name: str, color: str) -> dict:
         "x": list(range(1, run.evaluations + 1)),
         "y": list(run.trace),
         "name": name,
-        "visible": True,
         "mode": "lines+markers",
         "line": {"color": color, "width": 2},
         "marker": {"size": 4},
@@ -103,7 +115,7 @@ def still(runs: Sequence[SolverRun]) -> go.Figure:
     bar = {"title": {"text": "px"}, "len": 0.25, "y": 1, "yanchor": "top", "thickness": 12}
     title = f"Solver runs: flow (full colour: {largest:.3g} px),<br>error, and residual against evaluations"
     return figure.update_layout(
-        template="plotly_white",
+        template=TEMPLATE,
         height=210 * count + 380,
         margin={"l": 55, "r": 10, "t": 115, "b": 60 + 18 * count},
         coloraxis={"colorscale": "Magma", "cmin": 0, "cmax": worst, "colorbar": bar},

@@ -2,10 +2,9 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
-from typing import Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
@@ -13,17 +12,19 @@ import plotly.graph_objects as go
 from deqflow.data.colors import color_wheel, flow_to_rgb
 from deqflow.data.datasets import FlowSample
 from deqflow.lab.plots.encoding import png
+from deqflow.lab.plots.style import COLORS, INK
 from deqflow.lab.widgets import drawing
-from deqflow.lab.widgets.base import Background, LiveFigure, StillPanel
-from deqflow.lab.widgets.controls import OWN, Controls
+from deqflow.lab.widgets.base import Background, CaptionedImage, Choice, StillPanel, row
+from deqflow.lab.widgets.controls import OWN, Controls, experiments
 from deqflow.lab.widgets.runs import SolverBench, SolverRun
 from deqflow.lab.widgets.settings import RunSettings
 from deqflow.model.estimator import FlowEstimator
 
-EARLIER = 5  # earlier runs whose curves stay on screen
+EARLIER = 3  # earlier runs whose curves stay on screen
 PINS = 6
 SOON = 0.3  # seconds after which a run shows its progress
-BLACK, GREY = "#222222", "#bbbbbb"
+FAINT = "#b4b4b4"  # of earlier runs
+BUSY = "⏳ "
 
 
 class SolverPlayground(StillPanel):
@@ -61,6 +62,8 @@ class SolverPlayground(StillPanel):
         self._lock = threading.RLock()  # what is on screen changes from one thread at a time
         self._number = 0  # of the newest run asked for: what an older one has to say is not shown
         self.controls = Controls(list(pairs), list(models), chosen)
+        recurrent = next((name for name, model in models.items() if model.recurrent), None)
+        self.experiments = experiments(chosen, recurrent)
         self._build()
         self.controls.on_change(self.start)
         self.controls.on_upload(self._take_uploads)
@@ -71,6 +74,7 @@ class SolverPlayground(StillPanel):
         before.stop()
         self._number += 1
         self.stop_button.disabled = False
+        self.say(f"{BUSY}Solving ...")
         work = partial(self._solve, self._number, self.controls.settings, before)
         self._work = Background(work, on_end=partial(self._ended, self._number)).start()
 
@@ -99,35 +103,48 @@ class SolverPlayground(StillPanel):
         """The pinned runs side by side, or the run on screen if there are none."""
         return drawing.still(self.pins[:3] or [self.run])
 
+    def choices(self) -> list[Choice]:
+        """What the controls are set to."""
+        return self.controls.choices()
+
+    def try_experiment(self, name: str) -> None:
+        """Set what one of :attr:`experiments` has, which runs it; the run on screen is kept as an earlier one."""
+        self.controls.set(self.experiments[name])
+
     def _build(self) -> None:
         """Make the widgets, complete with the first run."""
-        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
-        self.again_button = widgets.Button(description="Run again", icon="play")
-        self.pin_button = widgets.Button(description="Pin this run", icon="thumb-tack")
-        self.clear_button = widgets.Button(description="Clear pins", icon="eraser")
-        for button, action in (
-            (self.again_button, self.start),
-            (self.stop_button, self.stop),
-            (self.pin_button, self.pin),
-            (self.clear_button, self.clear_pins),
-        ):
-            button.on_click(lambda _, action=action: action())
+        actions = {
+            "Run again": ("play", self.start, "Solve once more with the same settings"),
+            "Stop": ("stop", self.stop, "End the solve after its present evaluation"),
+            "Pin this run": ("thumb-tack", self.pin, "Keep the run on screen, to compare with later ones"),
+            "Clear pins": ("eraser", self.clear_pins, "Let go of the pinned runs"),
+        }
+        buttons = {name: _button(name, icon, call, text) for name, (icon, call, text) in actions.items()}
+        self.again_button, self.stop_button, self.pin_button, self.clear_button = buttons.values()
+        self.stop_button.disabled = True
+        tries = [
+            _button(name, "flask", partial(self.try_experiment, name), "Set what this takes, and run it", width="auto")
+            for name in self.experiments
+        ]
         self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="min(30rem, 100%)"))
-        self.pictures = _row([])
-        self.pinned = _row([])
-        self.table = widgets.HTML()
-        self.curves = LiveFigure(lambda: drawing.residuals(self._curves(), slots=EARLIER + PINS + 1))
-        super().__init__(figures=[self.curves])
-        buttons = [self.again_button, self.stop_button, self.pin_button, self.clear_button, self.redraw_button]
-        status = widgets.VBox([self.progress, self.message])
+        self.images = {name: CaptionedImage() for name in ("first", "flow", "truth", "error")}
+        self.wheel = CaptionedImage("91px")
+        self.wheel.show(png(color_wheel(91)), "hue: direction")
+        self.curves = CaptionedImage("min(62rem, 100%)")
+        self.table, self.python = widgets.HTML(), widgets.HTML()
+        self.pinned = row([])
+        super().__init__()
         self.children = (
             self.controls,
-            _row(buttons),
-            status,
-            self.pictures,
+            row([widgets.HTML("<b>Try:</b>"), *tries]),
+            row([*buttons.values()]),
+            self.progress,
+            self.message,
+            row([*self.images.values(), self.wheel]),
             self.curves,
             self.table,
             self.pinned,
+            self.python,
         )
         self._show()
 
@@ -136,7 +153,7 @@ class SolverPlayground(StillPanel):
         if number != self._number:
             return
         started = shown = time.monotonic()
-        self._progress(0, settings.max_evals, "Encoding the pictures ...")
+        self._progress(0, settings.max_evals, "Encoding the images ...")
 
         def on_eval(evaluation: int, residual: float) -> None:
             nonlocal shown
@@ -174,7 +191,7 @@ class SolverPlayground(StillPanel):
 
     def _progress(self, value: int, most: int, text: str) -> None:
         self.progress.max, self.progress.value, self.progress.bar_style = most, value, "info"
-        self.say(text)
+        self.say(BUSY + text)
 
     def _show(self) -> None:
         """Show the run, the earlier and the pinned ones."""
@@ -185,69 +202,66 @@ class SolverPlayground(StillPanel):
         facts = run.row()
         self.progress.max, self.progress.value = run.settings.max_evals, run.evaluations
         self.progress.bar_style = "success" if run.outcome == "converged" else "warning"
-        self.pictures.children = self._pictures(run)
+        self._show_images(run)
         rows = [("on screen", run), *((f"pin {i}", pin) for i, pin in enumerate(self.pins, 1))]
-        self.table.value = drawing.table(rows)
-        self.pinned.children = tuple(picture for i, pin in enumerate(self.pins, 1) for picture in self._pinned(i, pin))
-        self._draw_curves()
+        self.table.value = drawing.runs_table(rows)
+        if len(self.pinned.children) != len(self.pins):
+            self.pinned.children = tuple(self._pinned(i, pin) for i, pin in enumerate(self.pins, 1))
+        self.curves.show(drawing.residuals(self._curves()))
+        self.python.value = _as_python(run.settings)
         self.say(
             f"{run.settings.label}: {run.outcome} after {run.evaluations} evaluations in {run.milliseconds:.0f} ms; "
             f"residual {facts['residual (px)']} px; solver memory {facts['solver memory']}; "
             f"a training step would keep {facts['kept for backward']}."
         )
 
-    def _draw_curves(self) -> None:
-        shown = self._curves()
-        figure: Any = self.curves.figure
-        with figure.batch_update():
-            for slot, trace in enumerate(figure.data):
-                if slot < len(shown):
-                    trace.update(drawing.curve(*shown[slot]))
-                else:
-                    trace.visible = False
-
     def _curves(self) -> list[tuple[SolverRun, str, str]]:
         """The curves to draw, the run on screen last and so on top."""
-        earlier = [(run, f"earlier: {run.settings.label}", GREY) for run in self.earlier]
+        earlier = [(run, f"earlier: {run.settings.label}", FAINT) for run in self.earlier]
         pins = [
             (run, f"pin {i}: {run.settings.label}", color)
-            for i, (run, color) in enumerate(zip(self.pins, drawing.COLORS, strict=False), 1)
+            for i, (run, color) in enumerate(zip(self.pins, COLORS, strict=False), 1)
         ]
-        return [*earlier, *pins, (self.run, self.run.settings.label, BLACK)]
+        return [*earlier, *pins, (self.run, self.run.settings.label, INK)]
 
     def _scale(self, run: SolverRun) -> tuple[float, float]:
         """One scale for all runs on a pair, so that their colours compare: that of the first of them."""
         return self._scales.setdefault((run.settings.pair, run.settings.width), drawing.scales(run))
 
-    def _pictures(self, run: SolverRun) -> tuple[widgets.Widget, ...]:
+    def _show_images(self, run: SolverRun) -> None:
         largest, worst = self._scale(run)
-        shown = [
-            _picture("first picture", png(drawing.image_rgb(run.pair.image1))),
-            _picture(f"estimated flow, full colour: {largest:.3g} px", png(flow_to_rgb(run.flow, largest=largest))),
-        ]
-        if run.error is not None:
-            true = run.pair.flow.where(run.pair.valid, float("nan"))
-            error = png(drawing.error_rgb(run.error, worst))
-            shown.append(_picture("true flow", png(flow_to_rgb(true, largest=largest))))
-            shown.append(_picture(f"error, mean {run.epe_px:.2f} px; black 0, yellow {worst:.2g} px and more", error))
-        wheel = png(color_wheel(91))
-        return (*shown, _picture("direction as hue", wheel, width="91px"))
-
-    def _pinned(self, number: int, run: SolverRun) -> tuple[widgets.Widget, ...]:
-        largest, worst = self._scale(run)
+        self.images["first"].show(png(drawing.image_rgb(run.pair.image1)), "first image")
         flow = png(flow_to_rgb(run.flow, largest=largest))
-        shown = [_picture(f"pin {number}: {run.settings.label}", flow, width="184px")]
-        if run.error is not None:
-            error = png(drawing.error_rgb(run.error, worst))
-            shown.append(_picture(f"pin {number}: error, mean {run.epe_px:.2f} px", error, width="184px"))
-        return tuple(shown)
+        self.images["flow"].show(flow, f"estimated flow; full colour: {largest:.3g} px")
+        if run.error is None:
+            self.images["truth"].hide()
+            self.images["error"].hide()
+            return
+        true = run.pair.flow.where(run.pair.valid, float("nan"))
+        self.images["truth"].show(png(flow_to_rgb(true, largest=largest)), "true flow; black where it is not known")
+        error = png(drawing.error_rgb(run.error, worst))
+        caption = f"error, mean {run.epe_px:.2f} px; black 0, yellow {worst:.2g} px and more"
+        self.images["error"].show(error, caption)
+
+    def _pinned(self, number: int, run: SolverRun) -> CaptionedImage:
+        """The flow of a pinned run, and what it came to."""
+        pinned = CaptionedImage("184px")
+        error = "" if run.epe_px is None else f"; error {run.epe_px:.2f} px"
+        caption = f"pin {number}: {run.settings.label}, {run.evaluations} evaluations{error}"
+        pinned.show(png(flow_to_rgb(run.flow, largest=self._scale(run)[0])), caption)
+        return pinned
 
 
-def _row(children: Sequence[widgets.Widget]) -> widgets.HBox:
-    return widgets.HBox(list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))
+def _button(name: str, icon: str, call: Callable[[], None], tooltip: str, width: str = "9rem") -> widgets.Button:
+    button = widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=widgets.Layout(width=width))
+    button.on_click(lambda _: call())
+    return button
 
 
-def _picture(caption: str, data: bytes, width: str = "min(276px, 100%)") -> widgets.Widget:
-    image = widgets.Image(value=data, format="png", layout=widgets.Layout(width="100%"))
-    text = widgets.HTML(f"<small style='line-height: 1.2; display: block'>{escape(caption)}</small>")
-    return widgets.VBox([image, text], layout=widgets.Layout(width=width, margin="0 .6rem .4rem 0"))
+def _as_python(settings: RunSettings) -> str:
+    """The settings as a call, folded, with a button that copies it."""
+    call = escape(settings.as_python(), quote=True)
+    copy = "navigator.clipboard.writeText(this.dataset.call); this.textContent = 'Copied'"
+    style = "white-space: pre-wrap; margin: .3rem 0"
+    button = f'<button type="button" class="jupyter-button" data-call="{call}" onclick="{copy}">'
+    return f'{button}Copy settings as Python</button><pre style="{style}">{call}</pre>'

@@ -1,7 +1,7 @@
 """The choices of a run of the playground."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -31,13 +31,15 @@ class RunSettings:
         solver: one of :data:`RULES`.
         damping: of the solver's steps, in (0, 1]; Anderson's mixing. SciPy's solvers take none.
         history: how many earlier steps Anderson and Broyden look at.
-        tolerance: RMS movement of the flow in full-size pixels below which the solve is done.
+        stretch: of each step: the map solved is z + stretch (f(z) - z), which has the fixed points of f. A map that is
+            stretched enough makes plain iteration diverge.
+        tolerance: RMS movement of the flow by f, in full-size pixels, below which the solve is done.
         max_evals: budget in evaluations.
         start: one of :data:`STARTS`. "zero" is zero flow and the model's own hidden state, "random" a flow of 8 px
             RMS and a random hidden state, "true flow" the truth and the model's own hidden state; "previous
             solution" goes on from where the last run ended, be it on this pair or on the frame before.
         precision: float32, float64, or bfloat16 (encoders and update operator; the state stays float32).
-        width: pictures wider than this are reduced to it, in pixels; None leaves them as they are.
+        width: images wider than this are reduced to it, in pixels; None leaves them as they are.
         seed: of the random start.
 
     Raises:
@@ -49,11 +51,12 @@ class RunSettings:
     solver: str = "Picard"
     damping: float = 1.0
     history: int = 5
-    tolerance: float = 0.02
-    max_evals: int = 40
+    stretch: float = 1.0
+    tolerance: float = 0.01
+    max_evals: int = 100
     start: str = "zero"
     precision: str = "float32"
-    width: int | None = 184
+    width: int | None = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +65,8 @@ class RunSettings:
         require("precision", self.precision, PRECISIONS)
         if self.width is not None and self.width < 16:
             raise ValueError(f"A run expects a width of at least 16 px, got {self.width}.")
+        if not 1 <= self.stretch <= 4:
+            raise ValueError(f"A run expects a stretch from 1 to 4, got {self.stretch!r}.")
         _ = self.rule, self.stop  # these check their own numbers
 
     @property
@@ -71,8 +76,8 @@ class RunSettings:
 
     @property
     def stop(self) -> Stop:
-        """Budget and tolerance, in full-size pixels."""
-        return Stop(max_evals=self.max_evals, atol=self.tolerance, norm=flow_residual)
+        """Budget and tolerance, in full-size pixels of a step of f."""
+        return Stop(max_evals=self.max_evals, atol=self.tolerance, norm=lambda step: flow_residual(step) / self.stretch)
 
     @property
     def label(self) -> str:
@@ -82,11 +87,20 @@ class RunSettings:
             words.append(f"damping {self.damping:g}")
         if self.solver in WITH_HISTORY:
             words.append(f"history {self.history}")
+        if self.stretch != 1:
+            words.append(f"steps stretched {self.stretch:g} times")
         if self.start != "zero":
             words.append(f"from {self.start if self.start != 'random' else 'a random start'}")
         if self.precision != "float32":
             words.append(self.precision)
         return ", ".join(words)
+
+    def as_python(self) -> str:
+        """The call that makes these settings; what is as usual is left out."""
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        usual = {each.name: each.default for each in fields(self)}
+        chosen = [f"{name}={value!r}" for name, value in named.items() if value != usual[name]]
+        return f"RunSettings({', '.join(chosen)})"
 
 
 def require(what: str, name: str, known: Mapping[str, Any] | tuple[str, ...]) -> None:

@@ -1,39 +1,29 @@
 """A training run to watch: its loss, error, residual and evaluations, a preview of the flow, Stop and Go on."""
 
 import threading
-from collections.abc import Sequence
 
 import ipywidgets as widgets
 import numpy as np
-import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from deqflow.data.colors import flow_to_rgb
 from deqflow.data.datasets import FlowSample
 from deqflow.data.synthetic import SyntheticPairs
-from deqflow.lab.plots.encoding import png_address
-from deqflow.lab.widgets.base import Background, LiveFigure, StillPanel
+from deqflow.lab.plots.style import COLORS, INK
+from deqflow.lab.widgets.base import Background, CaptionedImage, StillPanel, row
+from deqflow.lab.widgets.drawing import figure_png, plain_axes
 from deqflow.model.estimator import FlowEstimator
 from deqflow.training import HELD_OUT_SEED, Progress, Trainer
 from deqflow.training.objective import set_training
-
-TITLES = (
-    "loss (px)",
-    "error on held-out pairs (px)",
-    "a held-out pair: true flow",
-    "residual (px)",
-    "evaluations to the tolerance",
-    "its flow now",
-)
-COLORS = ("#9ecae1", "#4292c6", "#2171b5", "#08306b")
-HOVER = "%{y:.3g} at step %{x}"
 
 
 class TrainingPanel(StillPanel):
     """Trains on a thread of its own and shows how it goes; ``Stop`` keeps the state, ``Go on`` goes on from there.
 
-    Where nobody can click, as in a report, the panel waits for the end of the run and stands for itself as a still.
+    A report, where nobody looks on, should ask the panel to wait for the end of the run: its still shows what there is
+    when it is displayed.
 
     Args:
         trainer: of the run, begun or not.
@@ -47,7 +37,7 @@ class TrainingPanel(StillPanel):
         FloatingPointError, and whatever else training raises; without ``wait``, :meth:`join` raises it.
     """
 
-    def __init__(self, trainer: Trainer, *, preview: FlowSample | None = None, wait: bool = True) -> None:
+    def __init__(self, trainer: Trainer, *, preview: FlowSample | None = None, wait: bool = False) -> None:
         self.trainer = trainer
         self.entries: list[Progress] = []
         held_out = SyntheticPairs(1, seed=HELD_OUT_SEED, config=trainer.config.scenes)
@@ -61,10 +51,10 @@ class TrainingPanel(StillPanel):
         self.stop_button.on_click(lambda _: self.stop())
         self.go_on_button.on_click(lambda _: self.start())
         self.progress = widgets.IntProgress(trainer.step, 0, trainer.config.steps, layout={"width": "min(30rem, 100%)"})
-        self.curves = LiveFigure(self.still)
-        super().__init__(figures=[self.curves])
-        buttons = widgets.HBox([self.stop_button, self.go_on_button, self.redraw_button])
-        self.children = (buttons, self.progress, self.message, self.curves)
+        self.curves = CaptionedImage("min(70rem, 100%)")
+        self.curves.show(self.still())
+        super().__init__()
+        self.children = (row([self.stop_button, self.go_on_button]), self.progress, self.message, self.curves)
         self.start()
         if wait:
             self.join()
@@ -81,31 +71,54 @@ class TrainingPanel(StillPanel):
         self._work.stop()
 
     def join(self) -> FlowEstimator:
-        """Wait until the run has ended or was stopped, and return the model; raise what training raised."""
-        self._work.join()
+        """Wait until the run has ended or was stopped, and return the model; raise what training raised.
+
+        An interrupt (the kernel's, or Ctrl-C) stops the run after its present step, as ``Stop`` does.
+        """
+        try:
+            self._work.join()
+        except KeyboardInterrupt:
+            self.stop()
+            self._work.join()
         return self.trainer.estimator
 
-    def still(self) -> go.Figure:
-        """The curves and the preview as they are now."""
-        figure = make_subplots(rows=2, cols=3, subplot_titles=TITLES, horizontal_spacing=0.06, vertical_spacing=0.14)
-        for number, curve in enumerate(self._curves()):
-            row, column = _place(number)
-            figure.add_scatter(**curve, row=row, col=column)
-        for row, flow in ((1, self.preview.flow), (2, self._flow)):
-            figure.add_image(source=self._picture(flow), hoverinfo="skip", row=row, col=3)
-            figure.update_xaxes(visible=False, constrain="domain", row=row, col=3)
-            figure.update_yaxes(visible=False, constrain="domain", row=row, col=3)
-        figure.update_xaxes(title_text="steps", row=2)
-        for row, column in ((1, 1), (1, 2), (2, 1)):
-            figure.update_yaxes(type="log", tickformat="~g", row=row, col=column)
-        figure.update_yaxes(rangemode="tozero", row=2, col=2)
-        figure.update_annotations(font_size=13)
-        return figure.update_layout(
-            template="plotly_white",
-            height=540,
-            margin={"l": 50, "r": 10, "t": 40, "b": 50},
-            legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "title": {"text": "after"}},
-        )
+    def still(self) -> bytes:
+        """The curves and the preview as they are now, as a PNG file."""
+        figure = Figure(figsize=(11, 5.4), layout="constrained")
+        grid = figure.subplots(2, 3)
+        self._draw_curve(grid[0, 0], "Loss", "px", "loss")
+        self._draw_counts(grid[0, 1], "Error on held-out pairs", "errors")
+        self._draw_counts(grid[1, 0], "Residual on held-out pairs", "residuals")
+        self._draw_curve(grid[1, 1], "Evaluations to the tolerance", "evaluations of f", "evaluations")
+        for axes, title, flow in ((grid[0, 2], "True flow", self.preview.flow), (grid[1, 2], "Flow now", self._flow)):
+            axes.imshow(flow_to_rgb(flow, largest=self._largest))
+            axes.set_title(f"{title} of a held-out pair", fontsize=10, color=INK, loc="left")
+            axes.axis("off")
+        return figure_png(figure)
+
+    def _draw_curve(self, axes: Axes, title: str, unit: str, name: str) -> None:
+        plain_axes(axes, title, "steps", unit)
+        steps, values = self._steps(), [getattr(entry, name) for entry in self.entries]
+        axes.plot(steps, values, color=COLORS[0], linewidth=1.8, marker="o", markersize=3)
+        if name == "loss":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+
+    def _draw_counts(self, axes: Axes, title: str, name: str) -> None:
+        """A curve for each number of evaluations."""
+        plain_axes(axes, title, "steps", "px")
+        axes.set_yscale("log")
+        for color, evals in zip(COLORS, sorted(self.entries[-1].errors) if self.entries else (), strict=False):
+            values = [getattr(entry, name)[evals] for entry in self.entries]
+            label = f"after {evals} evaluations"
+            axes.plot(self._steps(), values, color=color, label=label, linewidth=1.8, marker="o", markersize=3)
+        if self.entries and name == "errors":
+            for text in axes.legend(fontsize=8, frameon=False).get_texts():
+                text.set_color(INK)
+
+    def _steps(self) -> list[int]:
+        return [entry.step for entry in self.entries]
 
     def _train(self, stop: threading.Event) -> None:
         self.trainer.run(self._show, stop_event=stop, bar=False)
@@ -130,23 +143,7 @@ class TrainingPanel(StillPanel):
         self._flow = self._estimate()
         self.progress.value = progress.step
         self.say(str(progress))
-        with self.curves.figure.batch_update():
-            for number, curve in enumerate(self._curves()):
-                self.curves.figure.data[number].update(x=curve["x"], y=curve["y"], name=curve["name"])
-            self.curves.figure.data[-1].source = self._picture(self._flow)
-
-    def _curves(self) -> list[dict]:
-        """Loss, then error and residual after each number of evaluations, then evaluations."""
-        steps = [entry.step for entry in self.entries]
-        evals: Sequence[int] = sorted(self.entries[-1].errors) if self.entries else ()
-        # As many curves as there will be, so that a figure on screen has a place for each.
-        names = [f"{evals[i]} evaluations" if i < len(evals) else "" for i in range(len(COLORS))]
-        curves = [_curve(steps, [entry.loss for entry in self.entries], "loss", "#444444", False)]
-        for kind in ("errors", "residuals"):
-            for i, name in enumerate(names):
-                values = [getattr(entry, kind)[evals[i]] for entry in self.entries] if name else []
-                curves.append(_curve(steps if name else [], values, name, COLORS[i], kind == "errors"))
-        return [*curves, _curve(steps, [entry.evaluations for entry in self.entries], "evaluations", "#444444", False)]
+        self.curves.show(self.still())
 
     def _estimate(self) -> torch.Tensor:
         """The flow of the preview as the model sees it now, (2, H, W), on the CPU."""
@@ -158,30 +155,3 @@ class TrainingPanel(StillPanel):
         if training:
             set_training(estimator, self.trainer.config)  # what is frozen stays frozen
         return output.flow[0].cpu()
-
-    def _picture(self, flow: torch.Tensor) -> str:
-        return png_address(flow_to_rgb(flow, largest=self._largest))
-
-
-def _curve(x: list[int], y: list[float], name: str, color: str, legend: bool) -> dict:
-    """The arguments of a curve."""
-    return {
-        "x": x,
-        "y": y,
-        "name": name,
-        "mode": "lines+markers",
-        "line": {"color": color, "width": 2},
-        "marker": {"size": 4},
-        "showlegend": legend,
-        "hovertemplate": HOVER,
-    }
-
-
-def _place(number: int) -> tuple[int, int]:
-    """Row and column of a curve's diagram."""
-    count = len(COLORS)
-    if number == 0:
-        return 1, 1
-    if number <= count:
-        return 1, 2
-    return (2, 1) if number <= 2 * count else (2, 2)

@@ -1,0 +1,34 @@
+"""The look that all figures share: legible on white paper, in a dark window, and by the colour-blind."""
+
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+INK = "#7b7b7b"  # of text and axes: stands out about equally from white and from a dark ground
+GRID = "rgba(128, 128, 128, 0.25)"
+CLEAR = "rgba(0, 0, 0, 0)"
+# Okabe and Ito's colours without black and yellow, each of which vanishes on one of the grounds; two more at the end.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A0674B", "#8A7DD3")
+# Beside a plot on a narrow page, a legend would leave no room for it; below, the margin grows with its rows.
+LEGEND_BELOW: dict[str, Any] = {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"}
+
+
+def _template() -> go.layout.Template:
+    template = go.layout.Template(pio.templates["plotly_white"])
+    axis = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "color": INK}
+    scene_axis = {**axis, "backgroundcolor": CLEAR, "showbackground": False}
+    layout = go.Layout(
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        font={"color": INK},
+        colorway=list(COLORS),
+        xaxis=axis,
+        yaxis=axis,
+        scene=dict.fromkeys(("xaxis", "yaxis", "zaxis"), scene_axis) | {"bgcolor": CLEAR},
+    )
+    template.update(layout=layout.to_plotly_json())
+    return template
+
+
+TEMPLATE = _template()
