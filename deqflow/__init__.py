@@ -10,29 +10,8 @@ DEQ-Flow, :func:`read_image` pictures of your own. Solvers are in :mod:`deqflow.
 
 from importlib.metadata import version
 
-from deqflow import solvers
-from deqflow.data.flow_files import read_flow, read_image, write_flow, write_image
-from deqflow.model.build import build
-from deqflow.model.checkpoints import CheckpointError, load, save
-from deqflow.model.estimator import FlowEstimator, FlowOutput, FlowState
-from deqflow.model.published import load_published
-from deqflow.model.scales import ScaledOutput, estimate_at_scales
+import lazy_loader
 
 __version__ = version("deqflow")
-__all__ = [
-    "CheckpointError",
-    "FlowEstimator",
-    "FlowOutput",
-    "FlowState",
-    "ScaledOutput",
-    "build",
-    "estimate_at_scales",
-    "load",
-    "load_published",
-    "read_flow",
-    "read_image",
-    "save",
-    "solvers",
-    "write_flow",
-    "write_image",
-]
+# The names are listed in __init__.pyi. Each is imported when it is used, so that the command line's help is fast.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
