@@ -28,12 +28,12 @@ def load_model(model: str, device: str = "cpu") -> "FlowEstimator":
         CheckpointError: the file is not a checkpoint, is damaged, or fits no known model.
         ValueError: there is no such device.
     """
-    from deqflow.model.checkpoints import load
+    from deqflow.model.checkpoints import SHIPPED, load
     from deqflow.model.precision import choose_device
 
     chosen, path = choose_device(device), Path(model)
-    own = not path.is_file() or is_own_checkpoint(path)
-    estimator = load(model) if own else load_published_file(path)
+    own = is_own_checkpoint(path) if path.is_file() else path.suffix in ("", OURS)
+    estimator = load(model) if model in SHIPPED or own else load_published_file(path)
     return estimator.to(chosen)
 
 
