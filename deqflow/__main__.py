@@ -1,26 +1,37 @@
 """Command line: ``python -m deqflow COMMAND``; the commands are in :mod:`deqflow.commands`."""
 
+import difflib
 import sys
-from collections.abc import Callable
 
-import tyro
-
-from deqflow.commands import Command, Train
+from deqflow import __version__
+from deqflow.commands import COMMANDS, overview
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; bad input ends with a sentence and exit status 1 instead of a traceback."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run a command. Bad input ends with an error message and exit status 1 instead of a traceback."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    if name in ("--version", "-V"):
+        print(f"deqflow {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(_unknown(name), file=sys.stderr)
+        return 2
     try:
-        command: Callable[[], int]
-        if arguments[:1] == ["train"]:
-            command = Train.parse(arguments[1:])
-        else:
-            command = tyro.cli(Command, prog="deqflow", description="Deep equilibrium optical flow.", args=arguments)
-        return command()
+        return COMMANDS[name].parse(name, rest)()
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         print(f"deqflow: {error}", file=sys.stderr)
         return 1
+
+
+def _unknown(name: str) -> str:
+    if not name:
+        return overview()
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return f"deqflow: No command {name!r}: expected one of {', '.join(COMMANDS)}.{meant}"
 
 
 if __name__ == "__main__":

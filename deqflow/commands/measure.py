@@ -1,28 +1,40 @@
-"""Commands that measure, and write results files: models, their confidence, experiments."""
+"""Commands that measure and write results files: models, their confidence, experiments."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from deqflow.commands.shared import load_model, print_line
-from deqflow.evidence.confidence import SHIPPED_CONFIDENCE, FitConfig, run_confidence
-from deqflow.evidence.evaluation import EvaluationConfig, evaluate, evaluation_sets, report_lines
-from deqflow.evidence.experiments import EXPERIMENTS, run_experiment
-from deqflow.evidence.results import save_results
-from deqflow.evidence.video_reuse import run_benchmark
+from deqflow.commands.shared import (
+    PairProgress,
+    load_model,
+    print_line,
+    refuse_overwriting,
+    refuse_without_effect,
+    repeated,
+    require_data_folder,
+    require_suffix,
+)
+from deqflow.evidence.evaluation.config import EvaluationConfig
+
+if TYPE_CHECKING:
+    from deqflow.model.estimator import FlowEstimator
+
+FIT_PAIRS = 120  # those of deqflow.evidence.confidence.FitConfig, repeated here since help does without torch
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure models on procedural pairs, the motorcycle, and every benchmark under a root, beside DIS and zero flow.
+    """Measure models on pairs with known flow, beside DIS and zero flow.
+
+    The pairs are procedural ones, the motorcycle, and those of every benchmark under a folder.
 
     Attributes:
-        model: shipped models' names, checkpoints of deqflow's (.safetensors), published ones (.pth); one or more.
-        root: where the benchmarks lie; data/README.md says how.
-        only: names of the sets to measure on, such as middlebury-4; all there are if not given.
-        out: results file (json) to write.
+        model: names of shipped models, or paths of checkpoints, deqflow's own or published ones; one or more.
+        root: folder of the benchmarks; data/README.md describes it.
+        only: names of the sets to measure on, such as middlebury-4; all that are there if not given.
+        out: results file (.json) to write.
         config: how to measure.
     """
 
@@ -34,18 +46,40 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Run the command."""
-        models = {Path(name).stem if Path(name).suffix else name: load_model(name) for name in self.model}
+        from deqflow.evidence.evaluation import evaluate, evaluation_sets
+
+        require_suffix(self.out, ".json")
+        require_data_folder(self.root, "--root")
         sets = evaluation_sets(self.root, self.config)
         if missing := [name for name in self.only if name not in sets]:
             raise ValueError(f"No set {missing[0]!r} under {self.root}: there are {', '.join(sets)}.")
         chosen = {name: sets[name] for name in self.only or sets}
-        evaluate(models, chosen, self.config, self._on_set)
+        if not any(name.startswith("procedural") for name in chosen):
+            given = self.config.procedural if self.config.procedural != EvaluationConfig().procedural else None
+            refuse_without_effect(
+                {"--procedural": given}, "without procedural sets: leave it out, or add one to --only"
+            )
+        models = self._models()
+        print_line(f"On {self.config.torch_device}, in {self.config.chosen_precision}.")
+        evaluate(models, chosen, self.config, self._on_set, PairProgress())
         if self.out is not None:
             print(f"Wrote {self.out}.")
         return 0
 
+    def _models(self) -> "dict[str, FlowEstimator]":
+        """The models by the names that the results have for them."""
+        if twice := repeated(self.model):
+            raise ValueError(f"--model names {twice[0]} twice: leave one of them out.")
+        short = [Path(name).stem if Path(name).suffix else name for name in self.model]
+        # Two files of one name, in different folders, go by their paths.
+        names = [path if name in repeated(short) else name for path, name in zip(self.model, short, strict=True)]
+        return {name: load_model(path) for name, path in zip(names, self.model, strict=True)}
+
     def _on_set(self, name: str, results: dict[str, Any]) -> None:
-        """Show a set and save all so far: measuring a whole benchmark takes hours, and may be interrupted."""
+        """Show a set and save the results so far: a whole benchmark takes hours, and may be interrupted."""
+        from deqflow.evidence.evaluation import report_lines
+        from deqflow.evidence.results import save_results
+
         print_line("\n".join(report_lines(name, results["sets"][name])))
         if self.out is not None:
             save_results(results, self.out)
@@ -53,27 +87,38 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Confidence:
-    """Fit the confidence of a model on procedural pairs, and measure it on the real ones that are there.
+    """Fit the confidence of a model and measure it.
+
+    It is fitted on procedural pairs, and measured on others and on the real pairs that are there.
 
     Attributes:
-        model: a shipped model's name, a checkpoint of deqflow's (.safetensors), or a published one (.pth).
-        data_root: folder of the published data sets; the motorcycle pair is measured anyway.
-        pairs: procedural pairs to fit on.
-        fitted: where the fitted model goes; into the package if it is deqflow-small's and none is given.
-        out: the results file.
+        out: results file (.json) to write.
+        fitted: file (.json) for the fitted confidence; beside the results, NAME-fitted.json, if not given.
+        model: name of a shipped model, or path of a checkpoint: deqflow's own or a published one.
+        device: where to run, such as cpu or cuda; auto takes a GPU where there is one.
+        data_root: folder of the published data sets; the motorcycle pair is always measured on.
+        pairs: number of procedural pairs to fit on.
     """
 
-    model: str = "deqflow-small"
-    data_root: Path = Path("data")
-    pairs: int = FitConfig.pairs
+    out: Path
     fitted: Path | None = None
-    out: Path = Path("reports/published/confidence.json")
+    model: str = "deqflow-small"
+    device: str = "auto"
+    data_root: Path = Path("data")
+    pairs: int = FIT_PAIRS
 
     def __call__(self) -> int:
         """Run the command."""
-        fitted = self.fitted or (SHIPPED_CONFIDENCE if self.model == "deqflow-small" else Path("confidence.json"))
-        config = FitConfig(pairs=self.pairs)
-        found, results = run_confidence(load_model(self.model), self.model, self.data_root, config, print_line)
+        from deqflow.evidence.confidence import FitConfig, run_confidence
+        from deqflow.evidence.results import save_results
+
+        fitted = self.fitted or self.out.with_name(f"{self.out.stem}-fitted.json")
+        require_suffix(self.out, ".json")
+        require_suffix(fitted, ".json", option="--fitted")
+        refuse_overwriting(fitted, self.out, option="--fitted")
+        require_data_folder(self.data_root, "--data-root")
+        estimator, config = load_model(self.model, self.device), FitConfig(pairs=self.pairs)
+        found, results = run_confidence(estimator, self.model, self.data_root, config, print_line)
         found.model.save(fitted)
         save_results(results, self.out)
         print(f"Wrote {fitted} and {self.out}.")
@@ -82,28 +127,38 @@ class Confidence:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Run an experiment, many short trainings, and write its results; finished runs in the file are kept.
+    """Run an experiment of many short trainings.
+
+    Finished runs that are in the results file are kept.
 
     Attributes:
         name: corrections, gradients, or video (what fixed-point reuse saves).
-        out: the results file; reports/published/NAME.json if not given.
-        data: of video, the folder of data sets whose clips join.
+        out: results file (.json) to write.
+        data: only for video: folder of the data sets whose clips are used beside procedural ones; data if not given.
     """
 
     name: tyro.conf.Positional[str]
-    out: Path | None = None
-    data: Path = Path("data")
+    out: Path
+    data: Path | None = None
 
     def __call__(self) -> int:
         """Run the command."""
+        from deqflow.evidence.experiments import EXPERIMENTS, run_experiment
+        from deqflow.evidence.video_reuse import run_benchmark
+
         if self.name not in (*EXPERIMENTS, "video"):
             raise ValueError(f"No experiment {self.name!r}: expected one of {', '.join(EXPERIMENTS)}, video.")
-        out = self.out or Path("reports/published") / f"{self.name}.json"
+        require_suffix(self.out, ".json")
         if self.name == "video":
-            run_benchmark(out, data=self.data, on_row=_say_row)
+            data = self.data or Path("data")
+            require_data_folder(data, "--data")
+            run_benchmark(self.out, data=data, on_row=_say_row)
         else:
-            run_experiment(self.name, EXPERIMENTS[self.name], out, _say_run)
-        print(f"Wrote {out}.")
+            refuse_without_effect(
+                {"--data": self.data}, f"on {self.name}, which trains on procedural pairs: leave it out"
+            )
+            run_experiment(self.name, EXPERIMENTS[self.name], self.out, _say_run)
+        print(f"Wrote {self.out}.")
         return 0
 
 

@@ -1,13 +1,156 @@
-"""What several commands do alike."""
+"""What several commands need: models by name, devices, paths that must not be overwritten, progress."""
 
-import deqflow
+import pickle
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deqflow.model.estimator import FlowEstimator
+
+OURS = ".safetensors"
+# How files begin that torch.save has written: as a zip archive, and as a pickle before that.
+TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
-def load_model(model: str) -> deqflow.FlowEstimator:
-    """A model by its name, or from a file: of deqflow's (.safetensors), or a published one (.pth)."""
-    return deqflow.load_published(model) if model.endswith(".pth") else deqflow.load(model)
+def load_model(model: str, device: str = "cpu") -> "FlowEstimator":
+    """Load the model that a command line names, on a device. This is the one place that decides how it is loaded.
+
+    Args:
+        model: the name of a shipped model, or the path of a checkpoint: one of deqflow's own or a published one, with
+            any suffix.
+        device: such as cpu or cuda; auto takes a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: it is neither a known name nor a file.
+        CheckpointError: the file is not a checkpoint, is damaged, or fits no known model.
+        ValueError: there is no such device.
+    """
+    from deqflow.model.checkpoints import SHIPPED, load
+    from deqflow.model.precision import choose_device
+
+    chosen, path = choose_device(device), Path(model)
+    own = is_own_checkpoint(path) if path.is_file() else path.suffix in ("", OURS)
+    estimator = load(model) if model in SHIPPED or own else load_published_file(path)
+    return estimator.to(chosen)
+
+
+def load_published_file(path: Path) -> "FlowEstimator":
+    """Load a published checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: as for :func:`load_model`.
+    """
+    from deqflow.model.checkpoints import CheckpointError
+    from deqflow.model.published import load_published
+
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}: expected a file such as .pth, .pt, .ckpt or .safetensors.")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if path.suffix != OURS and not start.startswith(TORCH_FILES):
+        raise CheckpointError(
+            f"{path} is not a checkpoint: expected a file that torch.save has written, or a .safetensors file."
+        )
+    try:
+        return load_published(path)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):  # whose text tells how to run the code in the file
+            raise CheckpointError(
+                f"{path} can't be read as a checkpoint: it is damaged, or holds code instead of plain tensors. Code in "
+                "a checkpoint is never run."
+            ) from error
+        raise
+
+
+def is_own_checkpoint(path: Path) -> bool:
+    """Whether a file is one of deqflow's checkpoints, or a damaged file with their suffix, which loading reports."""
+    from safetensors import SafetensorError, safe_open
+
+    from deqflow.model.checkpoints import FORMAT
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return path.suffix == OURS
+
+
+def refuse_overwriting(out: Path, *inputs: Path, option: str = "--out") -> None:
+    """Raise unless a file to write is another one than each input, whatever links lead to it.
+
+    Raises:
+        ValueError: it is an input.
+    """
+    from deqflow.data.writing import is_same_file
+
+    for path in inputs:
+        if is_same_file(out, path):
+            raise ValueError(f"{option} {out} would replace the input {path}: choose another {option}.")
+
+
+def refuse_without_effect(options: dict[str, object], why: str) -> None:
+    """Raise if an option was given that has no effect.
+
+    Args:
+        options: the value of each, by its name on the command line; None or False if it was not given.
+        why: it has none, and what to do.
+
+    Raises:
+        ValueError: one was given.
+    """
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{name} has no effect {why}.")
+
+
+def require_suffix(path: Path | None, *suffixes: str, option: str = "--out") -> None:
+    """Raise unless a path, if there is one, ends in one of the suffixes.
+
+    Raises:
+        ValueError: it ends in another.
+    """
+    if path is not None and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{option} expects a name that ends in {' or '.join(suffixes)}, got {path}.")
+
+
+def require_data_folder(folder: Path, option: str) -> None:
+    """Raise if a folder of data sets was named that is not there. The default need not be: not everyone has data.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if folder != Path("data") and not folder.is_dir():
+        raise FileNotFoundError(f"{option} {folder} is not a folder: check the path and the working folder.")
 
 
 def print_line(text: str) -> None:
-    """Print at once, also where the output goes into a file: runs take hours, and somebody may follow them."""
+    """Print at once, also if the output goes into a file: runs take hours, and somebody may follow them."""
     print(text, flush=True)
+
+
+class PairProgress:
+    """Says on the error output how many pairs of a set are done: at first, at the end, and every ten seconds.
+
+    Args:
+        every: seconds between two lines.
+        clock: seconds since some moment.
+    """
+
+    def __init__(self, every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.every, self.clock, self.last = every, clock, -float("inf")
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Take in that ``done`` of ``total`` pairs of the set ``name`` are done."""
+        now = self.clock()
+        if done == total or now - self.last >= self.every:
+            self.last = now
+            print(f"{name}: {done} of {total} pairs", file=sys.stderr, flush=True)
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """The names that come more than once."""
+    return [name for i, name in enumerate(names) if name in names[:i]]

@@ -91,10 +91,19 @@ def write_image(path: str | Path, image: np.ndarray) -> Path:
         raise ValueError(f"write_image expects (H, W, 3) uint8, got {image.dtype} {image.shape}.")
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     path = Path(path)
+    check_image_path(path)
+    return write_whole(path, _encode(path, bgr))
+
+
+def check_image_path(path: Path) -> None:
+    """Raise unless the suffix names a format of images that can be written, for those who have to compute one first.
+
+    Raises:
+        ValueError: it does not.
+    """
     known = path.suffix and path.suffix.lower() not in FLOAT_SUFFIXES and cv2.haveImageWriter(path.name)
     if not known:
         raise ValueError(f"Can't write the image {path}: expected a suffix such as .png or .jpg, got {path.suffix!r}.")
-    return write_whole(path, _encode(path, bgr))
 
 
 def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -139,8 +148,7 @@ def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> P
         ImportError: ``.flo5`` needs h5py, which is not installed.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        raise ValueError(f"write_flow expects a path that ends in {NAMES_OF_FLOW_FILES}, got {path}.")
+    check_flow_path(path)
     if flow.dim() != 3 or flow.shape[0] != 2 or flow.numel() == 0:
         raise ValueError(f"write_flow expects a flow of shape (2, H, W), got {tuple(flow.shape)}.")
     known = torch.ones(flow.shape[1:], dtype=torch.bool) if valid is None else valid.cpu()
@@ -151,6 +159,19 @@ def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> P
         )
     pixels = flow.detach().float().cpu().permute(1, 2, 0).contiguous().numpy()  # (H, W, 2)
     return _WRITERS[path.suffix.lower()](path, pixels, known.numpy())
+
+
+def check_flow_path(path: Path) -> None:
+    """Raise unless the suffix names a format of flow that can be written, for those who have to compute one first.
+
+    Raises:
+        ValueError: it does not.
+        ImportError: ``.flo5`` needs h5py, which is not installed.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise ValueError(f"write_flow expects a path that ends in {NAMES_OF_FLOW_FILES}, got {path}.")
+    if path.suffix.lower() == ".flo5":
+        _h5py(path)
 
 
 def _read_flo(path: Path) -> tuple[Tensor, Tensor]:

@@ -6,17 +6,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def is_same_file(path: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to one file or folder, whatever links are on the way."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one of them does not exist
+        return Path(path).resolve() == Path(other).resolve()
+
+
 def unfinished_name(path: Path) -> Path:
-    """The name that this process writes a file under. The suffix stays last: it may name the format."""
+    """The name under which this process writes a file. It keeps the suffix at its end: that may name the format."""
     return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yield the temporary name to write to; once the block is through, the file there becomes ``path``.
+    """Yield a temporary name to write to; when the block ends, that file is renamed to ``path``.
 
-    Where the block raises, what it wrote is deleted, and what was at ``path`` before stays. The folder is made if it is
-    not there.
+    If the block raises an error, the temporary file is deleted, and a file that was at ``path`` before stays. The
+    folder is made if it does not exist.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +53,7 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
 
 
 def not_written(path: Path, error: Exception) -> OSError:
-    """The error to raise where a file could not be written, whatever kind of error the library at work has for it."""
+    """The error to raise if a file could not be written, whatever kind of error the library raised."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
     sentence = f"Writing {path} failed: check that its folder can be written to and the disk is not full ({reason})."
     number = error.errno if isinstance(error, OSError) else None

@@ -1,15 +1,15 @@
 """What an estimator returns."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import deqflow  # its doors know file formats and colours; they are imported when they are used
 from deqflow.model.geometry import Padding
 from deqflow.model.state import STRIDE, FlowState
 from deqflow.solvers import SolverResult, Status, rms
@@ -34,10 +34,6 @@ class FlowOutput:
     solve: SolverResult
     padding: Padding
     stride: int = STRIDE
-
-    # Set by the doors of the package, deqflow/__init__.py: the model itself knows no file formats and no colours.
-    write_flow: ClassVar[Callable[..., Any] | None] = None
-    draw_flow: ClassVar[Callable[[Tensor], np.ndarray] | None] = None
 
     @property
     def hidden_residual(self) -> Tensor:
@@ -82,8 +78,7 @@ class FlowOutput:
         """The flow of the first pair as a PIL image in Middlebury's colours; a notebook shows it."""
         from PIL import Image
 
-        assert FlowOutput.draw_flow is not None  # deqflow/__init__.py sets it
-        return Image.fromarray(FlowOutput.draw_flow(self.flow[0].detach().float().cpu()))
+        return Image.fromarray(deqflow.flow_to_rgb(self.flow[0].detach().float().cpu()))
 
     def save(self, path: str | Path) -> Path:
         """Write the flow of one pair to a file whose suffix names the format (:func:`deqflow.write_flow`).
@@ -95,5 +90,4 @@ class FlowOutput:
             raise ValueError(
                 f"save expects the output of one pair, got {len(self.flow)}: call deqflow.write_flow for each."
             )
-        assert FlowOutput.write_flow is not None  # deqflow/__init__.py sets it
-        return FlowOutput.write_flow(path, self.flow[0].detach().float().cpu())
+        return deqflow.write_flow(path, self.flow[0].detach().float().cpu())

@@ -24,6 +24,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"Expected a device such as auto, cpu, cuda or cuda:1, got {str(name)!r}.") from error
+    if device.type == "meta":
+        raise ValueError("No device meta: it computes nothing. Use auto, or cpu.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"No device {device}: torch finds no GPU here. Use auto, or cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -1,6 +1,5 @@
 """From a video to its flow in files: read ahead, solve, draw, write. Ctrl-C leaves whole files."""
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deqflow.data.colors import SMALLEST_SCALE, add_key
+from deqflow.data.writing import is_same_file
 from deqflow.video.estimation import VideoFlow, VideoStep
 from deqflow.video.reading import Frames, ShortVideoError, ahead, read_frames
 from deqflow.video.writing import CODECS, Drawing, FlowFolder, Movie, Statistics, draw_flow
@@ -89,14 +89,6 @@ def film_flow(
     if not numbers.rows and not interrupted:
         raise ValueError(f"{source} has fewer than two frames: flow is from each one to the next.")
     return numbers, interrupted
-
-
-def is_same_file(path: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to one file or folder, whatever links are on the way."""
-    try:
-        return os.path.samefile(path, other)
-    except OSError:  # one of them is not there
-        return Path(path).resolve() == Path(other).resolve()
 
 
 def _run(

@@ -26,7 +26,7 @@ from deqflow.model.scales import carry_to_scale, resize_flow, resize_images
 from deqflow.solvers import Anderson, Stop
 
 SMALL = SceneConfig(height=42, width=61, camera=2.0, motion=2.0, largest=8.0)  # neither side divides by 8
-QUICK = EvaluationConfig(evals=(1, 3, 6), device="cpu", procedural=2)
+QUICK = EvaluationConfig(evals=(1, 3, 6), precision="float32", device="cpu", procedural=2)
 
 
 @pytest.fixture(scope="module")

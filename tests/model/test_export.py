@@ -68,8 +68,8 @@ def test_a_torch_program_of_one_size_gives_the_models_flow(tmp_path, capsys, est
 
 
 def test_a_difference_that_is_too_large_fails(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("deqflow.commands.convert.export", lambda *_, **__: None)
-    monkeypatch.setattr("deqflow.commands.convert.parity", lambda *_, **__: {(64, 96): float("nan")})
+    monkeypatch.setattr("deqflow.model.export.export", lambda *_, **__: None)
+    monkeypatch.setattr("deqflow.model.export.parity", lambda *_, **__: {(64, 96): float("nan")})
     assert main(["export", "--out", str(tmp_path / "model.pt2")]) == 1
     assert "96 x 64: at most nan px" in capsys.readouterr().out
 

@@ -105,10 +105,11 @@ def _features_and_errors(estimator: FlowEstimator, pair: FlowSample, evals: int 
     stop = estimator.equilibrium.eval_stop
     if evals:
         stop = replace(stop, max_evals=evals, atol=0.0)
-    image1, image2, flow, valid, _ = (tensor[None] for tensor in pair)
+    device = next(estimator.parameters()).device
+    image1, image2, flow, valid, _ = (tensor[None].to(device) for tensor in pair)
     forward, backward = estimate_both_ways(estimator, image1, image2, stop=stop)
     error = endpoint_error(forward.flow, flow)[valid]
-    return features(forward, backward).movedim(1, -1)[valid].numpy(), error.numpy()
+    return features(forward, backward).movedim(1, -1)[valid].cpu().numpy(), error.cpu().numpy()
 
 
 class Calibration:

@@ -1,19 +1,6 @@
 """Evaluation of models and classical methods on pairs with known flow."""
 
-from deqflow.evidence.evaluation.comparison import evaluate, evaluate_set, report_lines
-from deqflow.evidence.evaluation.config import EvaluationConfig
-from deqflow.evidence.evaluation.estimates import estimate_pair
-from deqflow.evidence.evaluation.sets import SUBSETS, EvaluationSet, evaluation_sets, procedural_pairs, subset
+import lazy_loader
 
-__all__ = [
-    "SUBSETS",
-    "EvaluationConfig",
-    "EvaluationSet",
-    "estimate_pair",
-    "evaluate",
-    "evaluate_set",
-    "evaluation_sets",
-    "procedural_pairs",
-    "report_lines",
-    "subset",
-]
+# The names are listed in __init__.pyi. Each is imported when it is used, so that the command line's help is fast.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

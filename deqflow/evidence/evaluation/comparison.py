@@ -149,7 +149,8 @@ def evaluate(
     measured: dict[str, Any] = {}
     results = {
         "config": asdict(config)
-        | {"device": config.torch_device.type, "evals": list(config.evals), "scales": list(config.scales)},
+        | {"device": config.torch_device.type, "precision": config.chosen_precision}
+        | {"evals": list(config.evals), "scales": list(config.scales)},
         "models": {name: _describe(estimator) for name, estimator in models.items()},
         "sets": measured,
         "provenance": provenance(Path(__file__).parent),
