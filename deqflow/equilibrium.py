@@ -6,6 +6,8 @@ terms of its Neumann series, :class:`Unrolled` differentiates every step of the 
 A gradient mode owns the whole run: what is solved without a graph, and where the graph begins.
 """
 
+import inspect
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -13,7 +15,20 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from deqflow.solvers import FixedPointMap, Iterate, OnEval, OutsideSolver, Picard, Rule, SolverResult, Stop, solve
+from deqflow.solvers import (
+    FixedPointMap,
+    Iterate,
+    OnEval,
+    OutsideSolver,
+    Picard,
+    Rule,
+    SolverError,
+    SolverResult,
+    Stop,
+    rms,
+    solve,
+)
+from deqflow.solvers.maps import active_transform
 
 States = tuple[Tensor, ...]
 
@@ -92,14 +107,19 @@ class Phantom:
 class Implicit:
     """Exact gradients by the implicit function theorem (paper eq. 4-5): solve g = v + J^T g with any rule.
 
+    A backward solve that misses its tolerance gives an inexact gradient, with a warning; one without a tolerance
+    (atol and rtol 0) is meant to spend its budget and gives none. ``torch.func`` transforms are not supported.
+
     Args:
         rule: solver of the backward fixed point.
         stop: its budget and tolerance; relative by default, since the scale of a gradient is arbitrary.
+        check: raise :class:`deqflow.solvers.SolverError` in place of the warning.
         on_backward: called with the :class:`SolverResult` of each backward solve.
     """
 
     rule: Rule = field(default_factory=Picard)
     stop: Stop = field(default_factory=lambda: Stop(max_evals=50, atol=0.0, rtol=1e-5))
+    check: bool = False
     on_backward: Callable[[SolverResult], None] | None = None
     records_solve: ClassVar[bool] = False
 
@@ -113,6 +133,11 @@ class Implicit:
         """Evaluate f at z, detached, with the exact gradient around its output."""
         if not torch.is_grad_enabled():
             return f(iterate.z)
+        if active_transform():
+            raise RuntimeError(
+                "Implicit does not support torch.func transforms such as grad and jacrev: use torch.autograd.grad or "
+                "backward(), or differentiate with Phantom or Unrolled."
+            )
         z = iterate.z.detach().requires_grad_()
         return _ImplicitGradient.apply(f(z), z, self)
 
@@ -138,7 +163,31 @@ class _ImplicitGradient(torch.autograd.Function):
         result = solve(backward_map, v, ctx.mode.rule, ctx.mode.stop)
         if ctx.mode.on_backward is not None:
             ctx.mode.on_backward(result)
+        _report_inexact(result, ctx.mode)
         return result.fz, None, None
+
+
+def _report_inexact(result: SolverResult, mode: Implicit) -> None:
+    """Warn of a backward solve that missed its tolerance, if it has one; or raise if the mode checks."""
+    if bool(result.converged.all()) or not (mode.stop.atol or mode.stop.rtol):
+        return
+    relative = float((result.residual / (mode.stop.norm or rms)(result.fz)).max())
+    sentence = (
+        f"The backward solve of Implicit has not converged after {int(result.evals.max())} evaluations: its residual "
+        f"is {relative:.2g} of the gradient, which is inexact. Raise Implicit(stop=Stop(max_evals=...)), loosen its "
+        "rtol, or try another rule such as Implicit(rule=Anderson())."
+    )
+    if mode.check:
+        raise SolverError(sentence)
+    warnings.warn(sentence, stacklevel=_level_outside_torch())
+
+
+def _level_outside_torch() -> int:
+    """The stack level, for a warning of this function's caller, of the first frame that is neither ours nor torch's."""
+    level, frame = 0, inspect.currentframe()
+    while frame and frame.f_back and frame.f_globals.get("__name__", "").startswith((__name__, "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _run(
