@@ -86,8 +86,8 @@ def _problem_at(
     problem = estimator.problem(estimator.encode(first), estimator.encode(second))
     if not coarser:
         return problem, problem.z0
-    found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1].state
-    return problem, problem.start(carry_to_scale(found, first, estimator.stride))
+    found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1]
+    return problem, problem.start(carry_to_scale(found, first))
 
 
 class _Clock:
