@@ -28,7 +28,26 @@ if TYPE_CHECKING:
     from deqflow.video.pair import flow
 
 __version__ = version("deqflow")
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+__all__ = [
+    "CheckpointError",
+    "FlowEstimator",
+    "FlowOutput",
+    "FlowState",
+    "ScaledOutput",
+    "build",
+    "estimate_at_scales",
+    "flow",
+    "flow_to_rgb",
+    "load",
+    "load_published",
+    "read_flow",
+    "read_image",
+    "save",
+    "solvers",
+    "write_flow",
+    "write_image",
+]
+__getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submodules=["solvers"],
     submod_attrs={

@@ -36,7 +36,7 @@ def as_images(image: ImageLike, name: str = "image") -> Tensor:
             f"{type(image).__name__}."
         )
     last_first = isinstance(image, np.ndarray)
-    values = torch.from_numpy(np.ascontiguousarray(image)) if last_first else image
+    values = torch.from_numpy(np.array(image)) if last_first else image
     if values.dtype != torch.uint8 and not values.is_floating_point():
         raise TypeError(
             f"{name} expects uint8 or floating-point values in 0..255, got {values.dtype}: convert them, 16 bits for "

@@ -215,7 +215,7 @@ class FlowEstimator(nn.Module):
                 radius=self.radius,
                 kind=self.correlation,
             )
-        f = self._map(correlation, context, hidden, generator)
+        f = self._map(correlation, context, features1.matching, generator)
         z0 = FlowState(hidden, hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:])).pack()
         return FlowProblem(self, f, z0, features1.padding)
 
@@ -260,18 +260,19 @@ class FlowEstimator(nn.Module):
 
     def _hidden_and_context(self, encoded: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """The hidden state to start from and the context, in the precision of the state and in the encoder's."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
         if self.recurrent:
             hidden, encoded = encoded.split([self.update.hidden_channels, self.context_channels], 1)
-            hidden = hidden.to(like.dtype).tanh()
+            hidden = hidden.to(dtype).tanh()
         else:
-            hidden = like.new_zeros(len(encoded), self.update.hidden_channels, *encoded.shape[-2:])
+            hidden = like.new_zeros(len(encoded), self.update.hidden_channels, *encoded.shape[-2:], dtype=dtype)
         return hidden, encoded.relu()
 
     def _map(
-        self, correlation: Correlation, context: Tensor, hidden: Tensor, generator: torch.Generator | None
+        self, correlation: Correlation, context: Tensor, matching: Tensor, generator: torch.Generator | None
     ) -> FlowMap:
-        lookup_mask = self._dropout_mask(hidden, self.levels * (2 * self.radius + 1) ** 2, generator)
-        context_mask = self._dropout_mask(hidden, self.context_channels, generator)
+        lookup_mask = self._dropout_mask(matching, self.levels * (2 * self.radius + 1) ** 2, generator)
+        context_mask = self._dropout_mask(matching, self.context_channels, generator)
         return FlowMap(
             correlation,
             context if context_mask is None else context * context_mask,
@@ -280,6 +281,7 @@ class FlowEstimator(nn.Module):
             attraction=self.attraction,
             mask=lookup_mask,
             checkpoint=self.checkpoint_updates,
+            dtype=matching.dtype,
         )
 
     def _run_encoder(self, encoder: nn.Module, images: Tensor) -> Tensor:

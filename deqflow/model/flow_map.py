@@ -21,6 +21,8 @@ class FlowMap:
         all_gradients: do not detach the flow inside the update.
         mask: what the lookup is multiplied by, (B, C, 1, 1), if anything.
         checkpoint: where a graph is recorded, keep the state alone for backward, which evaluates again.
+        dtype: precision of the update operator's weights, in which it is given the state; that of the context if None.
+            The state itself keeps its own: places beyond column 128 have no fractions in bfloat16.
     """
 
     def __init__(
@@ -33,10 +35,11 @@ class FlowMap:
         attraction: Attraction | None = None,
         mask: Tensor | None = None,
         checkpoint: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.correlation, self.context, self.mask = correlation, context, mask
         self.update, self.all_gradients, self.checkpoint = update, all_gradients, checkpoint
-        self.prepared = update.prepare(context)
+        self.prepared, self.dtype = update.prepare(context), dtype or context.dtype
         self.attraction = attraction
         self.draw = None if attraction is None else attraction.prepare(context)
 
@@ -47,7 +50,7 @@ class FlowMap:
         return self._evaluate(z)
 
     def _evaluate(self, z: Tensor) -> Tensor:
-        hidden, flow = z[:, :-2], z[:, -2:]
+        hidden, flow = z[:, :-2].to(self.dtype), z[:, -2:]
         if not self.all_gradients:
             flow = flow.detach()
         device = z.device.type
@@ -63,7 +66,7 @@ class FlowMap:
             found = self.correlation.lookup(flow)
             if self.mask is not None:
                 found = found * self.mask
-            new_hidden, increment = self.update(hidden, flow, found, self.prepared)
+            new_hidden, increment = self.update(hidden, flow.to(self.dtype), found, self.prepared)
         return torch.cat([new_hidden.to(z.dtype), flow + increment.to(z.dtype)], 1)
 
     def subset(self, rows: Tensor) -> "FlowMap":
@@ -76,4 +79,5 @@ class FlowMap:
             attraction=self.attraction,
             mask=None if self.mask is None else self.mask[rows],
             checkpoint=self.checkpoint,
+            dtype=self.dtype,
         )

@@ -61,6 +61,7 @@ def _check_tensor(name: str, image: object) -> None:
 
 def _advice(image1: Tensor, image2: Tensor) -> str:
     """What is wrong with the range of values, and what to do; empty where nothing is."""
+    image1, image2 = image1.detach(), image2.detach()
     highest = float(torch.maximum(image1.max(), image2.max()))
     if not highest < torch.inf:
         return ""  # images that are not finite have a message of their own

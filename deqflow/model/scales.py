@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deqflow.model.estimator import FlowEstimator
+from deqflow.model.geometry import Padding, pixel_grid, sample_bilinear
 from deqflow.model.images import SMALLEST_SIDE, check_images
 from deqflow.model.output import FlowOutput
 from deqflow.model.state import FlowResidual, FlowState
@@ -66,7 +67,7 @@ def estimate_at_scales(
     outputs: list[FlowOutput] = []
     for scale in scales:
         first, second = resize_images(image1, scale), resize_images(image2, scale)
-        start = carry_to_scale(outputs[-1].state, first, estimator.stride) if outputs else None
+        start = carry_to_scale(outputs[-1], first) if outputs else None
         here = stop_at_scale(stop or estimator.equilibrium.eval_stop, scale, estimator.stride)
         outputs.append(estimator(first, second, start=start, rule=rule, stop=here))
     return ScaledOutput(resize_flow(outputs[-1].flow, height, width), tuple(outputs))
@@ -101,12 +102,23 @@ def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
     return factors * F.interpolate(flow, size=[height, width], mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-def carry_to_scale(state: FlowState, images: Tensor, stride: int) -> FlowState:
-    """A state to start from for resized ``images`` (B, 3, H, W); zero where the old one is not finite."""
-    height, width = (-(-side // stride) for side in images.shape[-2:])
-    hidden, flow = (values.detach().float().nan_to_num(0.0, 0.0, 0.0) for values in (state.hidden, state.flow))
-    hidden = F.interpolate(hidden, size=[height, width], mode="bilinear", align_corners=False)
-    return FlowState(hidden, resize_flow(flow, height, width))
+def carry_to_scale(output: FlowOutput, images: Tensor) -> FlowState:
+    """The state of an output, to start from for the same images resized to ``images`` (B, 3, H, W).
+
+    It is sampled where each coarse pixel of the new images lies in the old ones, and its flow scaled by the ratio of
+    the images' sizes: their padded sizes have another one. Zero where the old state is not finite.
+    """
+    old, stride = output.state.pack().detach().float().nan_to_num(0.0, 0.0, 0.0), output.stride
+    (height, width), (old_height, old_width) = images.shape[-2:], output.flow.shape[-2:]
+    ratios = old.new_tensor([width / old_width, height / old_height]).view(1, 2, 1, 1)
+    new = Padding(height, width, stride)
+    corner, old_corner = (old.new_tensor([p.left, p.top]).view(1, 2, 1, 1) for p in (new, output.padding))
+    centres = stride * (pixel_grid(-(-height // stride), -(-width // stride), device=old.device) + 0.5) - corner
+    places = (centres / ratios + old_corner) / stride - 0.5  # in coarse pixels of the old images
+    last = old.new_tensor([old.shape[-1] - 1, old.shape[-2] - 1]).view(1, 2, 1, 1)
+    moved = sample_bilinear(old, places.clamp(torch.zeros_like(last), last).expand(len(old), -1, -1, -1))
+    state = FlowState.unpack(moved)
+    return FlowState(state.hidden, state.flow * ratios)
 
 
 def stop_at_scale(stop: Stop, scale: float, stride: int) -> Stop:

@@ -23,7 +23,8 @@ class ConvexUpsampler(nn.Module):
 
     def forward(self, state: FlowState) -> Tensor:
         """Return the flow at full size, (B, 2, s h, s w), in pixels."""
-        return upsample_convex(state.flow, self.scale * self.mask(state.hidden).float(), self.stride)
+        hidden = state.hidden.to(next(self.mask.parameters()).dtype)  # the state may have more digits than the weights
+        return upsample_convex(state.flow, self.scale * self.mask(hidden).float(), self.stride)
 
 
 class BilinearUpsampler(nn.Module):

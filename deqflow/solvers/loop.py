@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from deqflow.solvers.maps import ActiveRows, FixedPointMap
+from deqflow.solvers.maps import ActiveRows, FixedPointMap, active_transform
 
 
 def rms(x: Tensor) -> Tensor:
@@ -313,8 +313,14 @@ def solve(
 
     Raises:
         ValueError: the start, the kept numbers, or the shape or dtype of f(z) are not as described.
+        RuntimeError: it is called under ``torch.func.vmap``.
     """
     keep = tuple(keep)
+    if active_transform() == "Vmap":
+        raise RuntimeError(
+            "solve does not support torch.func.vmap, because it reads residuals to know when to stop: give the samples "
+            "a batch dimension, (B, N, ...), instead."
+        )
     if z0.dim() < 2 or len(z0) == 0 or not z0.is_floating_point():
         shape = tuple(z0.shape)
         raise ValueError(f"solve expects a floating-point start of shape (B, N, ...), got {z0.dtype} {shape}.")

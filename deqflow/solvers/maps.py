@@ -1,13 +1,20 @@
 """Maps to solve, and how samples that are done stop costing time: f for those that go on, where f offers that."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 FixedPointMap = Callable[[Tensor], Tensor]
 FROZEN_SHARE = 0.25  # of the samples at hand; taking them out of f costs a little too
+
+
+def active_transform() -> str:
+    """The innermost ``torch.func`` transform that runs now, such as "Vmap" or "Grad"; empty if there is none."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    interpreter = functorch.peek_interpreter_stack()
+    return "" if interpreter is None else interpreter.key().name
 
 
 @runtime_checkable

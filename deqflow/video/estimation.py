@@ -209,8 +209,7 @@ class VideoFlow:
         if not coarser:
             return None, 0
         found = estimate_at_scales(self.estimator, image1, image2, coarser, rule=self.rule, stop=self.stop).outputs
-        start = carry_to_scale(found[-1].state, resize_images(image1, scale), self.estimator.stride)
-        return start, sum(int(each.solve.evals) for each in found)
+        return carry_to_scale(found[-1], resize_images(image1, scale)), sum(int(each.solve.evals) for each in found)
 
     def _remember(self, output: FlowOutput, photometric: float, residual: float | None, cut: bool) -> None:
         if cut or not bool(torch.isfinite(output.solve.fz).all()):

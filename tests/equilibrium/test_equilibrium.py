@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
 from deqflow.equilibrium import Equilibrium, Implicit, Phantom, Unrolled
-from deqflow.solvers import Anderson, Broyden, Picard, SolverResult, Status, Stop, scipy_solver, solve
+from deqflow.solvers import Anderson, Broyden, Picard, SolverError, SolverResult, Status, Stop, scipy_solver, solve
 
 PICARD = Picard()
 EXACT = Stop(max_evals=200, atol=1e-13)
@@ -457,6 +457,46 @@ def test_implicit_refuses_second_derivatives_that_would_be_wrong(f):
     assert torch.autograd.gradgradcheck(
         lambda *inputs: run(f, inputs, z0, Unrolled(), stop=Stop(max_evals=5, atol=0.0))[0][0], inputs
     )
+
+
+def test_a_gradient_that_has_not_converged_is_warned_of_where_it_was_asked_for():
+    b = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    results = []
+
+    def gradient(**options):
+        mode = Implicit(on_backward=results.append, **options)
+        (state,), _ = run(lambda z, b: 0.95 * z + b, (b,), torch.zeros_like(b), mode, Anderson())
+        return float(torch.autograd.grad(state.sum(), b)[0])
+
+    with pytest.warns(UserWarning, match=r"not converged after 50 evaluations: its residual is 0\.0042 of") as seen:
+        assert gradient() == pytest.approx(20 * (1 - 0.95**51))  # 18.5 for 20
+    assert [warning.filename for warning in seen] == [__file__]
+    assert "Raise Implicit(stop=Stop(max_evals=...)), loosen its rtol" in str(seen[0].message)
+    assert float(results[0].residual / results[0].fz) == pytest.approx(0.004, rel=0.1)
+    with pytest.raises(SolverError, match="backward solve of Implicit has not converged after 50 evaluations"):
+        gradient(check=True)
+    assert gradient(check=True, stop=Stop(max_evals=400, atol=0.0, rtol=1e-6)) == pytest.approx(20, rel=1e-4)
+    assert gradient(check=True, rule=Anderson()) == pytest.approx(20, rel=1e-4)
+    # Without a tolerance the budget is meant to be spent, whatever comes of it.
+    assert gradient(check=True, stop=Stop(max_evals=9, atol=0.0)) == pytest.approx(20 * (1 - 0.95**10))
+
+
+def test_transforms_of_torch_func_are_refused_with_what_to_use_instead():
+    inputs, z0, v = problem()
+
+    def loss(offset, mode):
+        (state,), _ = run(bent, (inputs[0].detach(), offset), z0, mode)
+        return (v * state).sum()
+
+    offset = inputs[1].detach()
+    for transform in (torch.func.grad, torch.func.jacrev):
+        with pytest.raises(RuntimeError, match=r"Implicit does not support torch\.func .*: use torch\.autograd"):
+            transform(loss)(offset, Implicit())
+        (expected,) = torch.autograd.grad(loss(inputs[1], Unrolled()), inputs[1])
+        torch.testing.assert_close(transform(loss)(offset, Unrolled()), expected)
+    for mode in (Implicit(), Phantom(), Unrolled()):
+        with pytest.raises(RuntimeError, match=r"solve does not support torch\.func\.vmap, .* batch dimension"):
+            torch.func.vmap(loss, in_dims=(0, None))(offset[None], mode)
 
 
 @pytest.mark.parametrize("kind", [Implicit, Phantom, Unrolled])

@@ -66,9 +66,9 @@ def test_at_scales_evaluations_are_those_of_the_last_one(estimator, pairs):
     images = (pairs[0].image1[None], pairs[0].image2[None])
     with torch.no_grad():
         whole = deqflow.estimate_at_scales(estimator, *images, config.scales)
-        coarse = estimator(*images).state
+        coarse = estimator(*images)
         fine = [resize_images(image, 1.5) for image in images]
-        start = carry_to_scale(coarse, fine[0], 8)
+        start = carry_to_scale(coarse, fine[0])
         last = estimator(*fine, start=start, stop=Stop(max_evals=3, atol=0.0))
     torch.testing.assert_close(estimates.stopped, whole.flow)
     assert estimates.stopped_evaluations == whole.outputs[-1].solve.evals.item()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -6,6 +8,7 @@ import deqflow
 from deqflow.data.metrics import mean_endpoint_error
 from deqflow.data.synthetic import SceneConfig
 from deqflow.evidence.evaluation import procedural_pairs
+from deqflow.model.geometry import Padding
 from deqflow.model.scales import carry_to_scale, estimate_at_scales, resize_flow, resize_images, stop_at_scale
 from deqflow.model.state import FlowState, flow_residual
 from deqflow.solvers import Status, Stop, rms
@@ -90,12 +93,44 @@ def test_images_keep_their_brightness_and_half_precision_becomes_single():
     assert resize_images(image, 1) is image
 
 
+def output_of(height, width, hidden, flow):
+    """An output whose state holds these values at the coarse size."""
+    output = deqflow.build("mini").eval()(*torch.full((2, 1, 3, height, width), 99.0), max_evals=1)
+    return dataclasses.replace(output, state=FlowState(hidden, flow))
+
+
 def test_a_state_that_is_not_finite_is_no_start():
-    state = FlowState(torch.full((1, 4, 6, 8), torch.nan), torch.full((1, 2, 6, 8), torch.inf))
-    carried = carry_to_scale(state, torch.zeros(1, 3, 90, 121), 8)
+    output = output_of(45, 60, torch.full((1, 4, 6, 8), torch.nan), torch.full((1, 2, 6, 8), torch.inf))
+    carried = carry_to_scale(output, torch.zeros(1, 3, 90, 121))
     assert carried.hidden.shape == (1, 4, 12, 16)
     assert not carried.hidden.any()
     assert not carried.flow.any()
+
+
+def test_a_carried_flow_is_scaled_as_the_images_are_and_not_as_their_paddings():
+    flow = torch.tensor([10 / 8, -5 / 8]).view(1, 2, 1, 1).expand(1, 2, 13, 13)
+    output = output_of(100, 100, torch.zeros(1, 4, 13, 13), flow)  # padded to 104, twice of which is 208 and not 200
+    carried = carry_to_scale(output, torch.zeros(1, 3, 200, 200))
+    assert carried.flow.shape == (1, 2, 25, 25)
+    expected = torch.tensor([20.0, -10.0]).view(1, 2, 1, 1).expand(1, 2, 25, 25)
+    torch.testing.assert_close(8 * carried.flow, expected)
+
+
+@pytest.mark.parametrize(("size", "new"), [((100, 84), (200, 168)), ((52, 75), (78, 112)), ((64, 96), (32, 48))])
+def test_a_carried_state_stays_where_it_was_in_the_images(size, new):
+    """A hidden state that holds each place's share of the way across the image holds it at the new size too."""
+
+    def shares(height, width):
+        padding = Padding(height, width)
+        y = (torch.arange((height + 7) // 8) * 8.0 + 4 - padding.top) / height
+        x = (torch.arange((width + 7) // 8) * 8.0 + 4 - padding.left) / width
+        return torch.stack(torch.meshgrid(y, x, indexing="ij"))[None]
+
+    hidden = shares(*size)
+    carried = carry_to_scale(output_of(*size, hidden, torch.zeros_like(hidden)), torch.zeros(1, 3, *new))
+    inside = hidden.amax((2, 3), keepdim=True)
+    expected = torch.maximum(hidden.amin((2, 3), keepdim=True), torch.minimum(shares(*new), inside))
+    torch.testing.assert_close(carried.hidden, expected, rtol=0, atol=1e-5)
 
 
 def test_tolerances_stay_in_pixels_of_the_given_pictures():

@@ -44,12 +44,12 @@ def imported_modules(path: Path) -> set[str]:
 
 def test_the_package_shows_its_rooms_and_nothing_else():
     shown = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed", "__init__.pyi"}
-    assert shown == {"__init__.py", "__main__.py", "equilibrium.py", "weights"} | (set(ROOMS) - {"equilibrium"})
+    assert shown == {"__init__.py", "__main__.py", "weights"} | set(ROOMS)
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
 def test_imports_go_one_way(room):
-    files = [PACKAGE / f"{room}.py"] if room == "equilibrium" else sorted((PACKAGE / room).rglob("*.py"))
+    files = sorted((PACKAGE / room).rglob("*.py"))
     assert files
     for path in files:
         others = {name.split(".")[0] for name in imported_modules(path)} & (set(ROOMS) | DOORS)

@@ -157,16 +157,16 @@ def exact_gradient(
     """
     if z.dtype != torch.float64:
         raise TypeError(f"exact_gradient expects a float64 state, got {z.dtype}: convert the model with .double().")
-    mode = Implicit(rule=rule or Anderson(history=30, ridge=1e-14), stop=stop)
-    gradient = measure_gradient(make_map, z, mode, loss, groups)
+    mode = Implicit(rule=rule or Anderson(history=30, ridge=1e-14), stop=stop, check=True)
+    try:
+        gradient = measure_gradient(make_map, z, mode, loss, groups)
+    except SolverError as error:
+        raise SolverError(f"The exact gradient: {error}") from error
     if gradient.backward is None:
         raise ValueError(
             "exact_gradient expects a loss that depends on the state, got one whose gradient is not asked."
         )
-    try:
-        backward = gradient.backward.check()
-    except SolverError as error:
-        raise SolverError(f"The backward solve of the exact gradient: {error}") from error
+    backward = gradient.backward
     residual = float((backward.residual / (stop.norm or rms)(backward.fz)).max())
     if not unroll:
         return Reference(gradient, residual)

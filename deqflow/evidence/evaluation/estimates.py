@@ -64,8 +64,8 @@ def estimate_pair(
         images = [resize_images(image, scale) for image in (image1, image2)]
         start = None
         if coarser:
-            found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1].state
-            start = carry_to_scale(found, images[0], estimator.stride)
+            found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1]
+            start = carry_to_scale(found, images[0])
         padding = Padding(images[0].shape[-2], images[0].shape[-1], estimator.stride, where)
         problem = estimator.problem(*(estimator.encode(image, padding=padding) for image in images))
         before = clock.start()

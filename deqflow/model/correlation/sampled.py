@@ -130,11 +130,12 @@ class _SampledWindow(torch.autograd.Function):
                 windows = Windows(windows.left, windows.top, inputs[2], inputs[3], ctx.radius)
                 found = _sample(inputs[0], inputs[1], inside, windows, tiles)
                 ours = torch.where(tiles.real[..., None], grad[tiles.pixels], 0)
-                parts = torch.autograd.grad(found, inputs, ours, create_graph=second)
-                for total, part, place in zip(
-                    totals, parts, (tiles.pixels, box, tiles.pixels, tiles.pixels), strict=True
-                ):
-                    total.index_add_(0, place.flatten(), part.flatten(0, place.dim() - 1))
+                places = tiles.pixels, box, tiles.pixels, tiles.pixels
+                # With a graph to record, inputs are those of forward: frozen features have no gradient.
+                wanted = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
+                parts = torch.autograd.grad(found, [inputs[i] for i in wanted], ours, create_graph=second)
+                for i, part in zip(wanted, parts, strict=True):
+                    totals[i].index_add_(0, places[i].flatten(), part.flatten(0, places[i].dim() - 1))
         shaped = [total.view_as(like) for total, like in zip(totals, (queries, keys, across, down), strict=True)]
         return (*shaped, None, None, None)
 

@@ -1,0 +1,184 @@
+"""What an estimator returns, and the one door for two images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import deqflow
+from deqflow.data.colors import flow_to_rgb
+from deqflow.data.images import as_images
+from deqflow.solvers import Anderson, Stop
+
+THREE = Stop(max_evals=3, atol=0.0)
+
+
+@pytest.fixture(scope="module")
+def estimator():
+    return deqflow.load("deqflow-small")
+
+
+@pytest.fixture
+def pictures(generator):
+    """Two images (H, W, 3) of whole grey levels."""
+    return [(255 * torch.rand(30, 44, 3, generator=generator)).byte().numpy() for _ in range(2)]
+
+
+@pytest.fixture
+def expected(estimator, pictures):
+    tensors = [torch.from_numpy(picture).float().permute(2, 0, 1)[None] for picture in pictures]
+    return estimator(*tensors, stop=THREE).flow
+
+
+FORMS = {
+    "array of bytes": lambda x: x,
+    "array of floats": lambda x: x.astype(np.float32),
+    "array, channels first": lambda x: np.ascontiguousarray(x.transpose(2, 0, 1)),
+    "batch of arrays": lambda x: x[None],
+    "array with transparency": lambda x: np.dstack([x, np.full((30, 44), 7, np.uint8)]),
+    "array in reverse": lambda x: x[::-1][::-1],
+    "PIL": Image.fromarray,
+    "PIL with transparency": lambda x: Image.fromarray(x).convert("RGBA"),
+    "tensor": lambda x: torch.from_numpy(x).permute(2, 0, 1),
+    "tensor of floats": lambda x: torch.from_numpy(x).permute(2, 0, 1).double(),
+    "tensor, channels last": torch.from_numpy,
+    "batch of tensors": lambda x: torch.from_numpy(x).permute(2, 0, 1)[None],
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_images_come_in_any_form(estimator, pictures, expected, form):
+    output = deqflow.flow(*map(form, pictures), model=estimator, max_evals=3, atol=0.0)
+    assert output.flow.shape == (1, 2, 30, 44)
+    assert torch.equal(output.flow, expected)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_images_come_from_files(tmp_path, estimator, pictures, expected, kind):
+    paths = [kind(deqflow.write_image(tmp_path / f"{i}.png", picture)) for i, picture in enumerate(pictures)]
+    assert torch.equal(deqflow.flow(*paths, model=estimator, max_evals=3, atol=0.0).flow, expected)
+    with pytest.raises(FileNotFoundError):
+        deqflow.flow(tmp_path / "none.png", paths[0], model=estimator)
+
+
+def test_a_batch_gives_a_batch(estimator, pictures):
+    both = np.stack(pictures)
+    output = deqflow.flow(both, both[::-1], model=estimator, max_evals=2)
+    assert output.flow.shape == (2, 2, 30, 44)
+    assert output.numpy().shape == (2, 30, 44, 2)
+    with pytest.raises(ValueError, match="save expects the output of one pair, got 2"):
+        output.save("flow.flo")
+
+
+def test_grey_images_get_three_channels():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for form in (grey, grey[..., None], torch.from_numpy(grey)[None], Image.fromarray(grey)):
+        assert as_images(form).shape == (1, 3, 3, 4)
+        assert torch.equal(as_images(form)[0, 2], torch.from_numpy(grey).float())
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "sentence"),
+    [
+        ([[0]], TypeError, "image1 expects a path, a PIL image, a NumPy array or a tensor, got builtins.list"),
+        (np.zeros((20, 20, 3), np.uint16), TypeError, "uint8 or floating-point values in 0..255, got torch.uint16"),
+        (torch.zeros(20, 20, dtype=torch.int64), TypeError, "got torch.int64: convert them"),
+        (np.zeros((20, 20, 5)), ValueError, r"with 1, 3 or 4 channels, got \(20, 20, 5\)"),
+        (torch.zeros(1, 1, 3, 20, 20), ValueError, r"got \(1, 1, 3, 20, 20\)"),
+        (np.zeros((9, 20, 3), np.uint8), ValueError, "at least 16 px a side"),
+    ],
+)
+def test_what_is_no_image_is_refused(estimator, image, error, sentence):
+    other = image if isinstance(image, np.ndarray) else np.zeros((20, 20, 3), np.uint8)
+    with pytest.raises(error, match=sentence):
+        deqflow.flow(image, other, model=estimator)
+
+
+def test_the_doors_options_reach_the_solve(estimator, pictures):
+    plain = deqflow.flow(*pictures, model=estimator)
+    assert plain.solve.stop.max_evals == estimator.equilibrium.eval_stop.max_evals
+    assert not plain.flow.requires_grad
+    assert torch.equal(deqflow.flow(*pictures).flow, plain.flow)  # the shipped model by default
+    assert deqflow.flow(*pictures, model="deqflow-small", max_evals=2, atol=0.0).solve.evals.tolist() == [2]
+    loose = deqflow.flow(*pictures, model=estimator, atol=1e6)
+    assert loose.solve.evals.tolist() == [1]
+    other = deqflow.flow(*pictures, model=estimator, rule=Anderson(), max_evals=9, atol=0.0)
+    assert not torch.equal(other.flow, deqflow.flow(*pictures, model=estimator, max_evals=9, atol=0.0).flow)
+    assert deqflow.flow(*pictures, device="cpu", max_evals=1).flow.device.type == "cpu"
+
+
+def test_the_door_solves_at_scales(estimator, pictures):
+    images = [as_images(picture) for picture in pictures]
+    with torch.no_grad():
+        expected = deqflow.estimate_at_scales(estimator, *images, (1.0, 1.5))
+    output = deqflow.flow(*pictures, model=estimator, scales=(1.0, 1.5))
+    assert torch.equal(output.flow, expected.flow)
+    assert output.flow.shape == (1, 2, 30, 44)
+    with pytest.raises(ValueError, match="ascending order"):
+        deqflow.flow(*pictures, model=estimator, scales=(2.0, 1.0))
+
+
+def test_a_checkpoints_path_is_a_model(tmp_path, pictures):
+    torch.manual_seed(0)
+    model = deqflow.build("mini").eval()
+    path = deqflow.save(model, tmp_path / "model.safetensors")
+    for name in (path, str(path)):
+        assert torch.equal(deqflow.flow(*pictures, model=name).flow, deqflow.flow(*pictures, model=model).flow)
+
+
+def test_an_output_says_in_a_few_lines_what_it_is(estimator, pictures):
+    text = repr(deqflow.flow(*pictures, model=estimator, max_evals=3, atol=0.0))
+    assert len(text.splitlines()) == 3
+    assert text.startswith("FlowOutput: 1 flow field of 44 x 30 px, on cpu, mean length ")
+    assert "solve: max_evals after 3 evaluations; the last one moved the flow by " in text
+    assert "(tolerance 0 px)" in text
+    assert "state: hidden (1, 64, 4, 6), flow (1, 2, 4, 6); 1 correction" in text
+    training = estimator.train()(*(as_images(picture) for picture in pictures), stop=THREE)
+    estimator.eval()
+    assert len(repr(training).splitlines()) == 3  # a graph is no obstacle
+
+
+def test_an_output_becomes_an_array_a_picture_and_a_file(tmp_path, estimator, pictures, expected):
+    output = deqflow.flow(*pictures, model=estimator, max_evals=3, atol=0.0)
+    assert output.numpy().dtype == np.float32
+    assert np.array_equal(output.numpy(), expected[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(output.show()), flow_to_rgb(expected[0]))
+    for suffix in (".flo", ".pfm"):
+        path = output.save(tmp_path / f"flow{suffix}")
+        assert torch.equal(deqflow.read_flow(path)[0], expected[0])
+    with pytest.raises(ValueError, match="ends in"):
+        output.save(tmp_path / "flow.txt")
+
+
+# What is warned of
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda x: (x / 255 - 0.45) / 0.225, "as after normalisation by a mean and a standard deviation: undo it"),
+        (lambda x: x / 255, "multiply by 255 if they are 0..1"),
+        (lambda x: x * 16 / 257, "multiply by 16 if they have 12 bits and were read as 16"),
+        (lambda x: x * 257, "divide by 257 if they have 16 bits"),
+        (lambda x: x / 127.5 - 1, "as after normalisation"),
+    ],
+)
+def test_a_range_of_values_that_looks_wrong_is_warned_of(estimator, pictures, change, advice):
+    images = [change(as_images(picture)) for picture in pictures]
+    with pytest.warns(UserWarning, match=advice) as caught:
+        estimator(*images, max_evals=1)
+    assert [warning.filename for warning in caught] == [__file__]
+    images[0].requires_grad_()
+    with pytest.warns(UserWarning, match=advice):
+        estimator(*images, max_evals=1)
+
+
+@pytest.mark.parametrize("low", [0, 20])
+def test_ordinary_images_are_not_warned_of(estimator, low, recwarn):
+    for high in (low + 9, 255, 300):  # dark, ordinary, and sharpened
+        image = torch.linspace(low, high, 400).view(1, 1, 20, 20).expand(1, 3, 20, 20)
+        if high > 16:
+            estimator(image, image, max_evals=1)
+    assert not recwarn.list
