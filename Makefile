@@ -7,7 +7,7 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning:zmq
 
 .PHONY: reports test bench tables lab clean
 
-# All notebooks in minutes; PROFILE=full makes the figures to quote, in hours; NB=05 runs that one alone.
+# All notebooks in minutes; PROFILE=full makes the figures to quote, in hours (notebooks/profiles); NB=05 runs that one alone.
 reports: .venv/installed
 	$(ENV) -m deqflow report --profile $(or $(PROFILE),short) $(if $(NB),--only $(NB))
 
@@ -17,7 +17,9 @@ test: .venv/installed
 	$(ENV) -m pyright --pythonpath $(ENV)
 	$(ENV) -m nbstripout --verify --keep-id notebooks/*.ipynb
 	$(ENV) -m pytest -q -rs
-	DEQFLOW_FAST=1 $(ENV) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+	rm -rf build/notebooks
+	$(ENV) -m deqflow report --profile fast --prepare --out build/notebooks
+	$(ENV) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=120 build/notebooks
 
 # Time and memory against the published way, on a quiet machine: some ten minutes.
 bench: .venv/installed

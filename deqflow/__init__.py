@@ -1,11 +1,12 @@
 """Deep equilibrium optical flow: solve, differentiate, train and explore it.
 
-The doors: :func:`build` a model, :func:`load` a shipped or saved one, :func:`load_published` weights of RAFT and
-DEQ-Flow, :func:`read_image` pictures of your own. Solvers are in :mod:`deqflow.solvers`.
+The doors: :func:`flow` of two images, :func:`build` a model, :func:`load` a shipped or saved one,
+:func:`load_published` weights of RAFT and DEQ-Flow, :func:`read_image` images of your own. Solvers are in
+:mod:`deqflow.solvers`.
 
->>> estimator = deqflow.load("deqflow-small")
->>> output = estimator(deqflow.read_image("a.png"), deqflow.read_image("b.png"))
+>>> output = deqflow.flow("a.png", "b.png")
 >>> output.flow  # (1, 2, H, W), in pixels
+>>> output.save("flow.flo")
 """
 
 from importlib.metadata import version

@@ -6,6 +6,7 @@ from threading import Event
 
 import pytest
 import torch
+from pairs import map_of
 from training_runs import QUICK, fixed_batch, read_last, same
 
 from deqflow import build
@@ -185,7 +186,7 @@ def test_samples_that_are_done_are_left_out_and_change_nothing(generator):
     estimator = build("tiny").eval().to(DEVICE)
     pair = [image.to(DEVICE) for image in images(generator, batch=4)]
     with torch.no_grad():
-        f, z0 = estimator.fixed_point_map(*pair)
+        f, z0 = map_of(estimator, *pair)
         alone = solve(f, z0, Picard(), Stop(max_evals=4, atol=0.0))
         z0[:2] = torch.nan  # two samples fail at once, and the others go on in a map of their own
         result = solve(f, z0, Picard(), Stop(max_evals=4, atol=0.0))
@@ -233,7 +234,7 @@ def test_the_jacobian_penalty_and_its_gradient_are_the_cpus(generator, all_gradi
     pair = images(generator, batch=1)
 
     def run(estimator, device):
-        f, z0 = estimator.fixed_point_map(*(image.to(device) for image in pair))
+        f, z0 = map_of(estimator, *(image.to(device) for image in pair))
         penalty = jacobian_penalty(f, z0 + 0.3, torch.Generator().manual_seed(1))
         penalty.backward()  # through a first derivative, of the lookup too where nothing is detached
         return penalty, estimator.update.units[0].gates.bias.grad, estimator.feature_encoder.head.weight.grad

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import tyro
 
-from deqflow.commands.shared import print_line, repeated
+from deqflow.commands.shared import print_line, refuse_without_effect, repeated
 
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 
@@ -21,31 +21,42 @@ class Report:
         notebooks: folder of the notebooks.
         out: folder to write to.
         only: names or numbers of the notebooks to run, such as 05; all if not given.
-        profile: "short" takes minutes for all; "full" makes the figures to quote, and may take hours.
+        profile: "short" takes minutes for all; "full" makes the figures to quote, and may take hours; "fast" is for
+            tests. The values of short are in the notebooks, those of the others in notebooks/profiles.
         set: NAME=VALUE, which replaces a value in the cells of parameters; may be given more than once. A value is
             null, true, false, a number, a list or a string.
         published: folder of the committed results; the index marks what differs from them.
         publish: write the numbers to that folder.
+        prepare: do not run the notebooks: write copies of them with the profile's parameters to --out.
     """
 
     notebooks: Path = Path("notebooks")
     out: Path = Path("reports")
     only: tuple[str, ...] = ()
-    profile: Literal["short", "full"] = "short"
+    profile: Literal["short", "full", "fast"] = "short"
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     published: Path = Path("reports/published")
     publish: tyro.conf.FlagCreatePairsOff[bool] = False
+    prepare: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def __call__(self) -> int:
         """Run the command."""
         values = parse_settings(self.set)
         self._check_folders()
+        if self.prepare:
+            refuse_without_effect(
+                {"--publish": self.publish}, "with --prepare, which runs nothing: leave one of them out"
+            )
         try:
             from deqflow.lab import reports
         except ImportError as error:
             raise ValueError(f"Reports need the packages of the lab ({error}): pip install 'deqflow[lab]'.") from error
         notebooks = reports.find_notebooks(self.notebooks, self.only)
-        options: dict[str, Any] = {"full": self.profile == "full", "published": self.published, "publish": self.publish}
+        if self.prepare:
+            copies = reports.prepare_notebooks(notebooks, self.out, self.profile, values)
+            print(f"Wrote {len(copies)} notebooks with the {self.profile} profile to {self.out}.")
+            return 0
+        options: dict[str, Any] = {"profile": self.profile, "published": self.published, "publish": self.publish}
         built = reports.build_reports(notebooks, self.out, values, print_line, **options)
         print(f"Open {self.out / 'index.html'}.")
         return int(any(report.error for report in built))

@@ -1,41 +1,28 @@
-"""What a notebook needs of its surroundings: whether to hurry, and where to leave its numbers."""
+"""What a notebook needs of its surroundings: where its files are, and where to leave its numbers."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
 
 from IPython.core.display import Markdown
 from IPython.display import display
 
-FAST = "DEQFLOW_FAST"
-PROFILE = "DEQFLOW_PROFILE"
 NUMBERS = "application/vnd.deqflow.numbers+json"
 
-T = TypeVar("T")
 
+def project_path(path: str | Path) -> Path:
+    """Return the absolute path of a file or folder whose path is given from the project's folder.
 
-def is_fast() -> bool:
-    """Whether the environment asks for short runs (``DEQFLOW_FAST=1``), as the tests do."""
-    return os.environ.get(FAST, "") not in ("", "0")
+    A notebook's kernel may run in ``notebooks/`` (JupyterLab), in the project's folder (a report) or elsewhere (a
+    test): a path such as ``data`` means the same folder in all of them. An absolute path stays as it is, and ``~`` is
+    the user's home.
 
-
-def profile() -> str:
-    """Which values :func:`choose` returns: "fast" in tests; "full" where ``DEQFLOW_PROFILE=full``; else "short"."""
-    if is_fast():
-        return "fast"
-    return "full" if os.environ.get(PROFILE) == "full" else "short"
-
-
-def choose(short: T, fast: T, full: T | None = None) -> T:
-    """Return the value of the :func:`profile`: the default of a parameter.
-
-    Args:
-        short: for a look: all notebooks together take minutes.
-        fast: for tests: seconds.
-        full: for the figures to quote, hours if need be; as ``short`` if not given.
+    The project's folder is the nearest one, from the working folder upwards, that has numbered notebooks in
+    ``notebooks/``; else the checkout that the package is installed from; else the working folder.
     """
-    values = {"fast": fast, "short": short, "full": short if full is None else full}
-    return values[profile()]
+    here = Path.cwd()
+    candidates = [here, *here.parents, Path(__file__).parents[2]]
+    root = next((folder for folder in candidates if any(folder.glob("notebooks/[0-9]*.ipynb"))), here)
+    return (root / Path(path).expanduser()).resolve()
 
 
 def record(**numbers: float | int | str | bool) -> None:
@@ -44,7 +31,7 @@ def record(**numbers: float | int | str | bool) -> None:
     The names should carry the unit: ``epe_px=0.31``.
 
     Raises:
-        TypeError: a value is no number, string or boolean (a tensor has ``.item()``).
+        TypeError: a value is not a number, string or boolean (a tensor has ``.item()``).
     """
     for name, value in numbers.items():
         if not isinstance(value, float | int | str):

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import get_args
 
 from deqflow.equilibrium import Equilibrium, GradientMode, Phantom, Unrolled
+from deqflow.model.attraction import AttractionName, make_attraction
 from deqflow.model.correlation import CorrelationName
 from deqflow.model.encoders import Encoder
-from deqflow.model.estimator import BilinearUpsampler, ConvexUpsampler, FlowEstimator, flow_residual
+from deqflow.model.estimator import FlowEstimator
 from deqflow.model.sizes import SIZES, EstimatorConfig, Size, UpdateName
 from deqflow.model.updates import GmaUpdate, RaftUpdate, UpdateOperator
+from deqflow.model.upsampling import BilinearUpsampler, ConvexUpsampler
 from deqflow.solvers import Picard, Rule, Stop
 
 UpdateFactory = Callable[[Size], UpdateOperator]
@@ -30,6 +32,9 @@ def build(
     train_evals: int | None = None,
     max_evals: int | None = None,
     atol: float | None = None,
+    attraction: AttractionName = "none",
+    attraction_strength: float = 0.3,
+    attraction_temperature: float = 1.0,
     correlation: CorrelationName = "auto",
     checkpoint_encoders: bool = False,
 ) -> FlowEstimator:
@@ -56,6 +61,10 @@ def build(
         max_evals: budget in evaluation; 40, or 12 if recurrent, if not given.
         atol: tolerance in evaluation, RMS change of the flow in full-size pixels; 0.02, or 0 (no early stop)
             if recurrent, if not given.
+        attraction: what draws the flow back before each evaluation: "mean" or "context", a smoothness term with fixed
+            weights; "learned", one read off the hidden state; "leak", towards a flow predicted from the hidden state;
+            "none", as the published models have it (:mod:`deqflow.model.attraction`).
+        attraction_strength, attraction_temperature: of it; what it begins with where it is learned.
         correlation: "volume", "sampled", or "auto" (:func:`deqflow.model.correlation.correlate`); not stored.
         checkpoint_encoders: trade time for memory in training (:class:`FlowEstimator`); not stored in checkpoints.
 
@@ -78,14 +87,17 @@ def build(
         flow_head=None if flow_head == SIZES[size].flow_head else flow_head,
         max_evals=(12 if recurrent else 40) if max_evals is None else max_evals,
         atol=(0.0 if recurrent else 0.02) if atol is None else atol,
+        attraction=attraction,
+        attraction_strength=attraction_strength,
+        attraction_temperature=attraction_temperature,
     )
     default_evals = 12 if recurrent else 24
     equilibrium = Equilibrium(
         rule=rule or Picard(damping=damping),
-        stop=Stop(max_evals=default_evals if train_evals is None else train_evals, atol=0.0, norm=flow_residual),
+        stop=Stop(max_evals=default_evals if train_evals is None else train_evals, atol=0.0),
         gradient=gradient or (Unrolled() if recurrent else Phantom(steps=1, damping=damping)),
         corrections=(None if recurrent else 1) if corrections is None else corrections,
-        eval_stop=Stop(max_evals=config.max_evals, atol=config.atol, norm=flow_residual),
+        eval_stop=Stop(max_evals=config.max_evals, atol=config.atol),
     )
     estimator = _assemble(config, equilibrium, update if callable(update) else None)
     estimator.correlation, estimator.checkpoint_encoders = correlation, checkpoint_encoders
@@ -122,6 +134,12 @@ def _assemble(config: EstimatorConfig, equilibrium: Equilibrium, factory: Update
         recurrent=config.recurrent,
         all_gradients=config.all_gradients,
         dropout=config.dropout,
+        attraction=make_attraction(
+            config.attraction,
+            hidden=size.hidden,
+            strength=config.attraction_strength,
+            temperature=config.attraction_temperature,
+        ),
         config=None if factory else config,
     )
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from deqflow.model.checkpoints import replace_file
-from deqflow.model.estimator import STRIDE, FlowEstimator, FlowState
+from deqflow.model.estimator import FlowEstimator
+from deqflow.model.state import STRIDE
 from deqflow.solvers import Picard, Stop
 
 SUFFIXES = (".onnx", ".pt2")
@@ -50,14 +51,32 @@ class FixedEvaluations(nn.Module):
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
         """(B, 3, H, W), RGB, 0..255 -> the flow, (B, 2, H, W), in pixels."""
-        height, width = image1.shape[-2:]
-        rows, columns = padded_index(height, image1.device), padded_index(width, image1.device)
-        f, z = self.estimator.fixed_point_map(*(image[:, :, rows][..., columns] for image in (image1, image2)))
+        padding: Any = IndexedPadding(*image1.shape[-2:])
+        both = self.estimator.encode(torch.cat([image1, image2]), padding=padding)
+        problem = self.estimator.problem(both[: len(image1)], both[len(image1) :])
+        f, z = problem.f, problem.z0
         for _ in range(self.evals - 1):
             z = torch.lerp(z, f(z), self.damping) if self.damping < 1 else f(z)
-        z = f(z)
-        flow = self.estimator.upsampler(FlowState(z[:, :-2], z[:, -2:]))
-        return flow[:, :, cropped_index(height, flow.device)][..., cropped_index(width, flow.device)]
+        return problem.flow(f(z))
+
+
+class IndexedPadding:
+    """As :class:`~deqflow.model.geometry.Padding`, for sizes that are not yet known.
+
+    Args:
+        height, width: of the images to come, numbers or symbols.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+
+    def pad(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H', W') with H' and W' divisible."""
+        return image[:, :, padded_index(self.height, image.device)][..., padded_index(self.width, image.device)]
+
+    def crop(self, image: Tensor) -> Tensor:
+        """(B, C, H', W') -> (B, C, H, W), undoing :meth:`pad`."""
+        return image[:, :, cropped_index(self.height, image.device)][..., cropped_index(self.width, image.device)]
 
 
 def padded_index(side: int, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from deqflow.model.attraction import Attraction
 from deqflow.model.correlation import Correlation
 
 
@@ -16,6 +17,7 @@ class FlowMap:
         correlation: of the pairs.
         context: (B, C, h, w).
         update: the update operator.
+        attraction: what draws the flow back before each evaluation, if anything (:mod:`deqflow.model.attraction`).
         all_gradients: do not detach the flow inside the update.
         mask: what the lookup is multiplied by, (B, C, 1, 1), if anything.
         checkpoint: where a graph is recorded, keep the state alone for backward, which evaluates again.
@@ -28,12 +30,15 @@ class FlowMap:
         update: Any,
         *,
         all_gradients: bool,
+        attraction: Attraction | None = None,
         mask: Tensor | None = None,
         checkpoint: bool = False,
     ) -> None:
         self.correlation, self.context, self.mask = correlation, context, mask
         self.update, self.all_gradients, self.checkpoint = update, all_gradients, checkpoint
         self.prepared = update.prepare(context)
+        self.attraction = attraction
+        self.draw = None if attraction is None else attraction.prepare(context)
 
     def __call__(self, z: Tensor) -> Tensor:
         """One evaluation: packed states (B, Ch + 2, h, w) -> the same."""
@@ -53,6 +58,8 @@ class FlowMap:
             enabled=torch.is_autocast_enabled(device),
             cache_enabled=False,
         ):
+            if self.draw is not None:
+                flow = self.draw(hidden, flow)
             found = self.correlation.lookup(flow)
             if self.mask is not None:
                 found = found * self.mask
@@ -66,6 +73,7 @@ class FlowMap:
             self.context[rows],
             self.update,
             all_gradients=self.all_gradients,
+            attraction=self.attraction,
             mask=None if self.mask is None else self.mask[rows],
             checkpoint=self.checkpoint,
         )

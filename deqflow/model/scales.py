@@ -12,16 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqflow.model.estimator import (
-    SMALLEST_SIDE,
-    STRIDE,
-    FlowEstimator,
-    FlowOutput,
-    FlowState,
-    check_images,
-    flow_residual,
-)
-from deqflow.solvers import Rule, Stop, rms
+from deqflow.model.estimator import FlowEstimator
+from deqflow.model.images import SMALLEST_SIDE, check_images
+from deqflow.model.output import FlowOutput
+from deqflow.model.state import FlowResidual, FlowState
+from deqflow.solvers import Rule, Stop
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,11 @@ class ScaledOutput:
 
     flow: Tensor
     outputs: tuple[FlowOutput, ...]
+
+    @property
+    def output(self) -> FlowOutput:
+        """The last output with the flow of the images as they were given."""
+        return dataclasses.replace(self.outputs[-1], flow=self.flow, flows=(self.flow,))
 
 
 def estimate_at_scales(
@@ -66,8 +66,8 @@ def estimate_at_scales(
     outputs: list[FlowOutput] = []
     for scale in scales:
         first, second = resize_images(image1, scale), resize_images(image2, scale)
-        start = carry_to_scale(outputs[-1].state, first) if outputs else None
-        here = stop_at_scale(stop or estimator.equilibrium.eval_stop, scale)
+        start = carry_to_scale(outputs[-1].state, first, estimator.stride) if outputs else None
+        here = stop_at_scale(stop or estimator.equilibrium.eval_stop, scale, estimator.stride)
         outputs.append(estimator(first, second, start=start, rule=rule, stop=here))
     return ScaledOutput(resize_flow(outputs[-1].flow, height, width), tuple(outputs))
 
@@ -101,16 +101,16 @@ def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
     return factors * F.interpolate(flow, size=[height, width], mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-def carry_to_scale(state: FlowState, images: Tensor) -> FlowState:
+def carry_to_scale(state: FlowState, images: Tensor, stride: int) -> FlowState:
     """A state to start from for resized ``images`` (B, 3, H, W); zero where the old one is not finite."""
-    height, width = (-(-side // STRIDE) for side in images.shape[-2:])
+    height, width = (-(-side // stride) for side in images.shape[-2:])
     hidden, flow = (values.detach().float().nan_to_num(0.0, 0.0, 0.0) for values in (state.hidden, state.flow))
     hidden = F.interpolate(hidden, size=[height, width], mode="bilinear", align_corners=False)
     return FlowState(hidden, resize_flow(flow, height, width))
 
 
-def stop_at_scale(stop: Stop, scale: float) -> Stop:
-    """The same stop for resized pictures: its residual, if that is the flow's, in pixels of the given ones."""
-    if scale == 1 or stop.norm not in (rms, flow_residual):
+def stop_at_scale(stop: Stop, scale: float, stride: int) -> Stop:
+    """The same stop for resized images: its residual, if that is the flow's, in pixels of those given."""
+    if scale == 1 or not (stop.norm is None or isinstance(stop.norm, FlowResidual)):
         return stop
-    return dataclasses.replace(stop, norm=lambda difference: flow_residual(difference) / scale)
+    return dataclasses.replace(stop, norm=FlowResidual(stride, scale))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from deqflow.model.attraction import AttractionName
+
 UpdateName = Literal["raft", "raft-small", "gma"]
 
 
@@ -114,6 +116,8 @@ class EstimatorConfig:
         dropout: share of channels that training hides from the update, the same ones throughout a solve.
         flow_head: width of the flow head; the size's own if None (DEQ-Flow version 1 had 256 in all sizes).
         max_evals, atol: stopping rule in evaluation, ``atol`` in full-size pixels.
+        attraction: what draws the flow back before each evaluation (:mod:`deqflow.model.attraction`).
+        attraction_strength, attraction_temperature: of it, or what it begins with where it is learned.
     """
 
     size: str = "base"
@@ -126,6 +130,9 @@ class EstimatorConfig:
     flow_head: int | None = None
     max_evals: int = 40
     atol: float = 0.02
+    attraction: AttractionName = "none"
+    attraction_strength: float = 0.3
+    attraction_temperature: float = 1.0
 
     @property
     def description(self) -> str:

@@ -4,7 +4,7 @@ import enum
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -46,12 +46,15 @@ class Status(enum.IntEnum):
 class Stop:
     """When to stop: a sample has converged once ``norm(f(z) - z) <= atol + rtol * norm(f(z))``.
 
+    With both tolerances 0 there is no early stop, but for a state with f(z) = z in every element, which no further
+    evaluation would change.
+
     Args:
         max_evals: budget, in evaluations of ``f``; ``f`` is never called more often.
         atol: absolute tolerance, in the unit of ``norm``.
-        rtol: tolerance relative to the size of ``f(z)``; 0 by default, since the size of a flow is no scale
-            for its error.
-        norm: per-sample norm, (B, ...) -> (B,).
+        rtol: tolerance relative to the size of ``f(z)``; 0 by default: a large flow does not excuse a large error.
+        norm: per-sample norm, (B, ...) -> (B,). If None, the solver's own: :func:`rms` here, the RMS change of the
+            flow in full-size pixels in a flow estimator.
         max_seconds: time budget beside that in evaluations; the evaluation that exceeds it is the last. How far a
             solve gets then depends on the machine.
     """
@@ -59,7 +62,7 @@ class Stop:
     max_evals: int = 40
     atol: float = 1e-3
     rtol: float = 0.0
-    norm: Callable[[Tensor], Tensor] = rms
+    norm: Callable[[Tensor], Tensor] | None = None
     max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
@@ -69,6 +72,10 @@ class Stop:
             raise ValueError(f"Stop expects tolerances of 0 or more, got atol={self.atol!r}, rtol={self.rtol!r}.")
         if not self.max_seconds > 0:
             raise ValueError(f"Stop expects max_seconds to be more than 0, got {self.max_seconds!r}.")
+
+    def measured_by(self, norm: Callable[[Tensor], Tensor]) -> "Stop":
+        """The same rule with this norm where it has none of its own."""
+        return self if self.norm is not None else replace(self, norm=norm)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Evaluation:
     active: Tensor
 
 
-OnEval = Callable[[Evaluation], object]
+OnEval = Callable[[Evaluation], object]  # a true value, a tensor's or NumPy's too, ends the solve
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,8 @@ class SolverResult:
         status: a :class:`Status` a sample, (B,) integers.
         evals: evaluations spent on each sample, (B,) integers.
         trace: residual at each evaluation, (evaluations, B); NaN once a sample is frozen.
+        retry_evals: how many of ``evals`` belong to a damped second try (:func:`deqflow.solvers.rescue`), (B,)
+            integers; None if there was none.
         kept: for each k of ``keep``, what stopping at evaluation k would have returned.
         stop: the rule for stopping that was in force.
     """
@@ -124,6 +133,7 @@ class SolverResult:
     trace: Tensor
     kept: Mapping[int, Iterate] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
+    retry_evals: Tensor | None = None
 
     @property
     def converged(self) -> Tensor:
@@ -133,8 +143,9 @@ class SolverResult:
     def summary(self) -> str:
         """One sentence: how many samples converged, evaluations spent, worst residual."""
         ok, total = int(self.converged.sum()), len(self.status)
+        retry = "" if self.retry_evals is None else f", {int(self.retry_evals.max())} of them in a damped second try"
         return (
-            f"{ok} of {total} samples converged; {int(self.evals.max())} evaluations at most; worst residual "
+            f"{ok} of {total} samples converged; {int(self.evals.max())} evaluations at most{retry}; worst residual "
             f"{float(self.residual.max()):.3g} (tolerance atol={self.stop.atol:g}, rtol={self.stop.rtol:g})."
         )
 
@@ -199,9 +210,12 @@ def finite(x: Tensor) -> Tensor:
 class Record:
     """What a solve has seen so far; turns it into a :class:`SolverResult` at any time."""
 
-    def __init__(self, z0: Tensor, stop: Stop, keep: tuple[int, ...], reports_best: bool) -> None:
+    def __init__(
+        self, z0: Tensor, stop: Stop, keep: tuple[int, ...], reports_best: bool, deadline: float | None = None
+    ) -> None:
         batch = len(z0)
         self.stop, self.keep, self.reports_best = stop, keep, reports_best
+        self.norm = stop.norm or rms
         self.reported = Iterate(z0, z0, torch.full((batch,), torch.inf, device=z0.device))
         self.status = torch.full((batch,), int(Status.MAX_EVALS), device=z0.device)
         self.evals = torch.zeros(batch, dtype=torch.int64, device=z0.device)
@@ -209,7 +223,7 @@ class Record:
         self.count = batch  # of active samples
         self.trace: list[Tensor] = []
         self.kept: dict[int, Iterate] = {}
-        self.deadline = time.monotonic() + stop.max_seconds
+        self.deadline = time.monotonic() + stop.max_seconds if deadline is None else deadline
 
     def add(self, z: Tensor, fz: Tensor) -> Evaluation:
         """Take in one evaluation of all samples; frozen samples are left as they are."""
@@ -219,16 +233,18 @@ class Record:
                 f"got {tuple(fz.shape)} {fz.dtype}."
             )
         with torch.no_grad():
-            residual = self.stop.norm(fz - z).float()
+            residual = self.norm(fz - z).float()
             good = self.active & finite(fz) & (residual < torch.inf)
             tolerance = self.stop.atol
             if self.stop.rtol:
-                tolerance = tolerance + self.stop.rtol * self.stop.norm(fz).float()
+                tolerance = tolerance + self.stop.rtol * self.norm(fz).float()
             done = good & (residual <= tolerance)
+            if not (self.stop.atol or self.stop.rtol):  # the norm may look at a part of the state alone
+                done = done & (fz == z).flatten(1).all(1)
             # With rtol the tolerance moves: what has met it is reported even if a smaller residual was seen before.
             report = good & (done | (residual < self.reported.residual)) if self.reports_best else good
             active = good & ~done
-        # Read together: while numbers are read from a GPU, it runs out of work.
+        # Read both in one transfer: each read stalls the GPU.
         reported, count = (sum(flags) for flags in torch.stack([report, active]).tolist())
         self._report(z, fz, residual, report, reported)
         everything = self.count == len(z)
@@ -254,10 +270,10 @@ class Record:
         )
 
     def ended(self, interrupted: object = None) -> bool:
-        """Whether that was the last evaluation: no sample is active, a budget is spent, or ``interrupted`` is True."""
+        """Whether that was the last evaluation: no sample is active, a budget is spent, or ``interrupted`` is true."""
         if len(self.trace) == self.stop.max_evals or self.count == 0:
             return True
-        if interrupted is not True and time.monotonic() < self.deadline:
+        if not (interrupted is not None and bool(interrupted)) and time.monotonic() < self.deadline:
             return False
         self.status = torch.where(self.active, int(Status.INTERRUPTED), self.status)
         return True
@@ -292,7 +308,8 @@ def solve(
         rule: Picard, Anderson, Broyden, or a solver from outside (:func:`deqflow.solvers.scipy_solver`).
         stop: budget and tolerance.
         keep: numbers of evaluations (1 .. max_evals) whose result is wanted as well.
-        on_eval: called after each evaluation with an :class:`Evaluation`; if it returns True, the solve ends there.
+        on_eval: called after each evaluation with an :class:`Evaluation`; if it returns a true value (a bool, or a
+            tensor or NumPy array of one), the solve ends there.
 
     Raises:
         ValueError: the start, the kept numbers, or the shape or dtype of f(z) are not as described.

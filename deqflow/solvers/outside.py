@@ -1,6 +1,7 @@
 """SciPy's root finders behind the interface of :func:`deqflow.solvers.solve`: any black-box solver will do."""
 
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +37,8 @@ class ScipySolver:
         on_eval: OnEval | None,
     ) -> SolverResult:
         """Solve each sample by itself, so that none depends on its neighbours; then put them together."""
-        singles = [self._solve_one(f, z0, row, stop, keep, on_eval) for row in range(len(z0))]
+        deadline = time.monotonic() + stop.max_seconds  # of the whole batch
+        singles = [self._solve_one(f, z0, row, stop, keep, on_eval, deadline) for row in range(len(z0))]
         length = max(len(r.trace) for r in singles)
         trace = torch.full((length, len(singles)), torch.nan, device=z0.device)
         for row, single in enumerate(singles):
@@ -58,10 +60,11 @@ class ScipySolver:
         stop: Stop,
         keep: tuple[int, ...],
         on_eval: OnEval | None,
+        deadline: float,
     ) -> SolverResult:
         from scipy.optimize import root
 
-        record = Record(z0[row : row + 1], stop, keep, reports_best=True)
+        record = Record(z0[row : row + 1], stop, keep, reports_best=True, deadline=deadline)
         alone = f.subset(torch.tensor([row], device=z0.device)) if isinstance(f, SubsetMap) else None
 
         def g(x):  # SciPy's side of the border: a flat float64 array in, f(z) - z out

@@ -1,11 +1,12 @@
 """A second try for samples whose solve diverged: damped iteration from the same start."""
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from deqflow.solvers.loop import SolverResult, Status, per_sample, solve
+from deqflow.solvers.loop import Evaluation, OnEval, SolverResult, Status, per_sample, solve
 from deqflow.solvers.maps import FixedPointMap, SubsetMap
 from deqflow.solvers.rules import Picard
 
@@ -21,22 +22,40 @@ def diverged(result: SolverResult) -> Tensor:
     )
 
 
-def rescue(f: FixedPointMap, z0: Tensor, result: SolverResult) -> SolverResult:
+def rescue(
+    f: FixedPointMap,
+    z0: Tensor,
+    result: SolverResult,
+    *,
+    on_eval: OnEval | None = None,
+    max_seconds: float = math.inf,
+) -> SolverResult:
     """Solve the diverged samples again, damped, and keep of both tries the one with the smaller residual.
 
-    The evaluations of both count, and the trace of the second follows that of the first. A sample that diverged
-    twice keeps its best finite state and a status that says so.
+    The evaluations of both count (``retry_evals`` says how many the second took), and the trace of the second follows
+    that of the first. A sample that diverged twice keeps its best finite state and a status that says so. A solve that
+    was interrupted is not tried again.
 
     Args:
         f, z0: as they were solved, without a graph.
         result: of that solve; returned itself if no sample diverged.
+        on_eval: called after each evaluation of the second try with the samples that are in it, as
+            :func:`~deqflow.solvers.solve` does; its numbers go on from the first try's.
+        max_seconds: what is left of the time budget; no second try begins without any.
     """
     failed = diverged(result)
-    if not bool(failed.any()):
+    interrupted = bool((result.status == Status.INTERRUPTED).any())
+    if not bool(failed.any()) or interrupted or max_seconds <= 0:
         return result
+    before = len(result.trace)
+
+    def numbered(evaluation: Evaluation) -> object:
+        return on_eval(replace(evaluation, number=before + evaluation.number)) if on_eval is not None else None
+
     rows = failed.nonzero().flatten()
     part = f.subset(rows) if isinstance(f, SubsetMap) else lambda z: f(z0.index_copy(0, rows, z))[rows]
-    again = solve(part, z0[rows], Picard(damping=DAMPING), result.stop)
+    stop = replace(result.stop, max_seconds=max_seconds)
+    again = solve(part, z0[rows], Picard(damping=DAMPING), stop, on_eval=numbered)
     better = torch.isfinite(again.fz).flatten(1).all(1) & ~(again.residual >= result.residual[rows])
 
     def merged(old: Tensor, new: Tensor) -> Tensor:
@@ -51,4 +70,5 @@ def rescue(f: FixedPointMap, z0: Tensor, result: SolverResult) -> SolverResult:
         status=merged(result.status, again.status),
         evals=result.evals.index_add(0, rows, again.evals),
         trace=torch.cat([result.trace, trace]),
+        retry_evals=torch.zeros_like(result.evals).index_copy(0, rows, again.evals),
     )

@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from deqflow.data.synthetic import SceneConfig
-
-HELD_OUT_SEED = 1_000_003  # scenes for validation; no training set uses it
+from deqflow.data.synthetic import HELD_OUT_SEED, SceneConfig
+from deqflow.model.attraction import AttractionName
 
 Stage = Literal["", "chairs", "things", "sintel", "kitti"]
 
@@ -31,7 +30,17 @@ class TrainConfig:
             settle instead of counting steps.
         evals_spread: how that number is spread over its range; "log" draws large ones rarely, so that a wide range
             costs little.
+        attraction, attraction_strength: what draws the flow back before each evaluation
+            (:mod:`deqflow.model.attraction`).
         corrections: states supervised, spread evenly.
+        corrections_from: share of the evaluations before the corrections begin; 0 spreads them over all.
+        gradient: how each correction is differentiated; "reversible" and "unrolled" through all evaluations,
+            "implicit" at the state itself, "phantom" through ``phantom_steps``.
+        other_starts: share of the samples whose solve starts elsewhere than the model does: from random states, the
+            disturbed truth, another sample's flow (:mod:`deqflow.training.starts`).
+        coarse_weight: of the loss on the state's own flow, beside that at full size.
+        return_weight: of what is left of a disturbance at the end after 1 to 3 evaluations, as a ratio.
+        consistency_weight: of how far one evaluation from states on the way falls short of the end.
         gamma: weight of a correction relative to the next.
         phantom_steps: differentiated steps at each correction; 1 is the one-step gradient.
         all_gradients: do not detach the flow inside the update.
@@ -66,7 +75,15 @@ class TrainConfig:
     cycle_momentum: bool = True
     evals: tuple[int, int] = (6, 18)
     evals_spread: Literal["uniform", "log"] = "uniform"
+    attraction: AttractionName = "mean"
+    attraction_strength: float = 0.3
     corrections: int = 3
+    corrections_from: float = 0.0
+    gradient: Literal["phantom", "reversible", "implicit", "unrolled"] = "phantom"
+    other_starts: float = 0.0
+    coarse_weight: float = 0.0
+    return_weight: float = 0.0
+    consistency_weight: float = 0.0
     gamma: float = 0.8
     phantom_steps: int = 1
     all_gradients: bool = False
@@ -110,5 +127,16 @@ class TrainConfig:
             )
         if self.evals_spread not in ("uniform", "log"):
             raise ValueError(f"TrainConfig expects evals_spread as uniform or log, got {self.evals_spread!r}.")
-        if not self.jacobian_weight >= 0:
-            raise ValueError(f"TrainConfig expects a jacobian_weight of 0 or more, got {self.jacobian_weight}.")
+        for name in ("jacobian_weight", "coarse_weight", "return_weight", "consistency_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"TrainConfig expects a {name} of 0 or more, got {getattr(self, name)}.")
+        if not 0 <= self.other_starts <= 1 or not 0 <= self.corrections_from < 1:
+            raise ValueError(
+                "TrainConfig expects other_starts as a share from 0 to 1 and corrections_from as one below 1, got "
+                f"{self.other_starts} and {self.corrections_from}."
+            )
+        if self.gradient != "phantom" and (self.recurrent or self.phantom_steps != 1):
+            raise ValueError(
+                f"TrainConfig expects phantom_steps=1 and an equilibrium model where gradient is {self.gradient!r}: "
+                "neither phantom steps nor a recurrent model's unrolling go together with it."
+            )

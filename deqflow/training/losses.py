@@ -52,3 +52,60 @@ def jacobian_penalty(f: Callable[[Tensor], Tensor], z: Tensor, generator: torch.
         v = torch.randn(z.shape, generator=generator, device=generator.device, dtype=z.dtype).to(z.device)
         (product,) = torch.autograd.grad(fz, z, v, create_graph=True)
         return product.square().mean()
+
+
+def coarse_loss(states: Sequence[Tensor], truth: Tensor, known: Tensor, *, stride: int, gamma: float = 0.8) -> Tensor:
+    """The correction loss on the state's own flow: it sees the fine noise that upsampling averages away.
+
+    Args:
+        states: n flows at the state's size, oldest first, (B, 2, h, w) in coarse pixels.
+        truth: (B, 2, h, w) in coarse pixels.
+        known: (B, h, w) booleans.
+        stride: image pixels to a coarse pixel.
+        gamma: weight of each correction relative to the next one.
+
+    Returns:
+        A scalar, in full-size pixels.
+    """
+    return stride * correction_loss(states, truth, known, gamma=gamma, largest=LARGEST_FLOW / stride)
+
+
+def way_back(
+    f: Callable[[Tensor], Tensor], z: Tensor, disturbance: Tensor, evals: int, norm: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What is left of a disturbance of the flow after some evaluations, as a ratio: how well the end attracts.
+
+    Args:
+        f: the map, (B, Ch + 2, h, w) -> the same.
+        z: where, usually the end of a solve; taken as given.
+        disturbance: of the flow, (B, 2, h, w) in coarse pixels.
+        evals: after so many evaluations, compared with the undisturbed state after as many (detached).
+        norm: (B, Ch + 2, h, w) -> (B,).
+
+    Returns:
+        A scalar, the mean over samples; 1 where nothing was pulled back.
+    """
+    z = z.detach()
+    added = torch.cat([torch.zeros_like(z[:, :-2]), disturbance.to(z)], 1)
+    disturbed = z + added
+    for _ in range(evals):
+        disturbed = f(disturbed)
+        with torch.no_grad():
+            z = f(z)
+    return (norm(disturbed - z) / norm(added)).mean()
+
+
+def consistency(f: Callable[[Tensor], Tensor], states: Sequence[Tensor], end: Tensor, *, stride: int) -> Tensor:
+    """How far one evaluation from states on the way falls short of where the solve ends (distils the way itself).
+
+    Args:
+        f: the map.
+        states: from which one evaluation is made, (B, Ch + 2, h, w); taken as given.
+        end: where the solve ended, (B, Ch + 2, h, w); taken as given.
+        stride: image pixels to a coarse pixel.
+
+    Returns:
+        A scalar: the mean absolute difference of the flow, in full-size pixels.
+    """
+    end = end.detach()[:, -2:]
+    return torch.stack([stride * (f(z.detach())[:, -2:] - end).abs().mean() for z in states]).mean()

@@ -1,5 +1,6 @@
 """The loss of a batch, and the model that a configuration describes."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from deqflow.data.datasets import FlowSample
-from deqflow.equilibrium import Phantom
+from deqflow.equilibrium import GradientMode, Implicit, Phantom, Reversible, Unrolled
 from deqflow.model import checkpoints
 from deqflow.model.build import build
-from deqflow.model.estimator import STRIDE, FlowEstimator, FlowOutput
-from deqflow.model.geometry import Padding
+from deqflow.model.estimator import FlowEstimator
+from deqflow.model.problem import FlowProblem
+from deqflow.model.state import FlowState
 from deqflow.solvers import SolverResult, Stop
 from deqflow.training.config import TrainConfig
-from deqflow.training.losses import correction_loss, jacobian_penalty
+from deqflow.training.losses import coarse_loss, consistency, correction_loss, jacobian_penalty, way_back
+from deqflow.training.starts import coarse_truth, disturbance, draw_starts
 
 
 def make_estimator(config: TrainConfig) -> FlowEstimator:
@@ -33,10 +36,13 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
         recurrent=config.recurrent,
         all_gradients=config.all_gradients,
         dropout=config.dropout,
-        gradient=None if config.recurrent else Phantom(steps=config.phantom_steps),
+        gradient=None if config.recurrent else make_gradient(config),
         corrections=None if config.recurrent else config.corrections,
         train_evals=config.evals[1],
+        attraction=config.attraction,
+        attraction_strength=config.attraction_strength,
     )
+    estimator.equilibrium.corrections_from = config.corrections_from
     if config.start_from:
         start = checkpoints.load(config.start_from)
         try:
@@ -46,6 +52,17 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
                 f"start_from expects a checkpoint of size {config.size!r}, got {config.start_from} with {start.config}."
             ) from error
     return estimator.train()
+
+
+def make_gradient(config: TrainConfig) -> GradientMode:
+    """The gradient mode that a configuration names."""
+    modes: dict[str, Callable[[], GradientMode]] = {
+        "phantom": lambda: Phantom(steps=config.phantom_steps),
+        "reversible": Reversible,
+        "implicit": Implicit,
+        "unrolled": Unrolled,
+    }
+    return modes[config.gradient]()
 
 
 def prepare(estimator: FlowEstimator, config: TrainConfig) -> FlowEstimator:
@@ -125,22 +142,51 @@ class Objective(nn.Module):
     def forward(self, batch: FlowSample, draw: Draw) -> tuple[Tensor, SolverResult]:
         """Return the loss of a batch, a weighted mean of absolute errors in px, and the solver's account.
 
-        Sparse fixed-point correction (paper section 3.3), and the Jacobian penalty where it has a weight.
+        Sparse fixed-point correction (paper section 3.3), and each further term that has a weight.
         """
-        with autocast(batch.flow.device, self.config):
-            output, penalty = self._solve(batch.image1, batch.image2, draw)
-        loss = correction_loss(output.flows, batch.flow, batch.valid, gamma=self.config.gamma) + penalty
-        return loss, output.solve
+        config, generator = self.config, torch.Generator().manual_seed(draw.masks)
+        with autocast(batch.flow.device, config):
+            both = self.estimator.encode(torch.cat([batch.image1, batch.image2]))
+            first, second = both[: len(batch.image1)], both[len(batch.image1) :]
+            problem = self.estimator.problem(first, second, generator=generator)
+            truth, known = coarse_truth(*self._padded(batch, problem), problem.estimator.stride)
+            start = draw_starts(problem, truth, config.other_starts, generator)
+            states, solve = self._solve(problem, start, draw.stop)
+            flows = [problem.flow(state) for state in states]
+            terms = self._terms(problem, states, solve, (truth, known), generator)
+        loss = correction_loss(flows, batch.flow, batch.valid, gamma=config.gamma)
+        return loss + torch.stack([loss.new_zeros(()), *terms]).sum(), solve
 
-    def _solve(self, image1: Tensor, image2: Tensor, draw: Draw) -> tuple[FlowOutput, Tensor | float]:
-        """The estimator's output, and what the Jacobian at its fixed point adds to the loss."""
-        generator = torch.Generator().manual_seed(draw.masks)
-        height, width = image1.shape[-2:]
-        padding = Padding(height, width, STRIDE)
-        f, z0 = self.estimator.fixed_point_map(padding.pad(image1), padding.pad(image2), generator=generator)
-        output = self.estimator.solve_map(f, z0, stop=draw.stop, padding=padding)
-        weight = self.config.jacobian_weight
-        return output, weight * jacobian_penalty(f, output.solve.z, generator) if weight else 0.0
+    def _solve(self, problem: FlowProblem, start: Tensor, stop: Stop) -> tuple[tuple[Tensor, ...], SolverResult]:
+        return self.estimator.equilibrium(problem.f, start, stop=stop.measured_by(problem.residual))
+
+    def _padded(self, batch: FlowSample, problem: FlowProblem) -> tuple[Tensor, Tensor]:
+        """The truth and where it is known, at the padded images' size; unknown in the padding."""
+        known = problem.padding.pad(batch.valid[:, None].to(batch.flow.dtype))[:, 0] > 0
+        return problem.padding.pad(batch.flow), known
+
+    def _terms(
+        self,
+        problem: FlowProblem,
+        states: Sequence[Tensor],
+        solve: SolverResult,
+        truth: tuple[Tensor, Tensor],
+        generator: torch.Generator,
+    ) -> Iterator[Tensor]:
+        """The further terms of the loss, those that have a weight."""
+        config, stride = self.config, problem.estimator.stride
+        if config.jacobian_weight:
+            yield config.jacobian_weight * jacobian_penalty(problem.f, solve.z, generator)
+        if config.coarse_weight:
+            flows = [FlowState.unpack(state).flow for state in states]
+            yield config.coarse_weight * coarse_loss(flows, *truth, stride=stride, gamma=config.gamma)
+        if config.return_weight:
+            added = disturbance(FlowState.unpack(solve.fz).flow, stride, generator)
+            evals = int(torch.randint(1, 4, (1,), generator=generator))
+            yield config.return_weight * way_back(problem.f, solve.fz, added, evals, problem.residual)
+        if config.consistency_weight:
+            on_the_way = [solve.kept[at].z for at in sorted(solve.kept)]
+            yield config.consistency_weight * consistency(problem.f, on_the_way, solve.fz, stride=stride)
 
 
 def origin(config: TrainConfig) -> dict[str, object]:

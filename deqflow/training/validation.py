@@ -77,7 +77,8 @@ def _measure_pair(
         with autocast():
             output = estimator(image1, image2, start=state, stop=Stop(max_evals=k - before, atol=0.0))
         errors.append(float(mean_endpoint_error(output.flow, flow, valid)))
-        traces.append(output.solve.trace[:, 0])
+        trace = output.solve.trace[:, 0]
+        traces.append(torch.cat([trace, trace[-1:].expand(k - before - len(trace))]))  # an exact fixed point ends it
         state, before = output.state, k
     trace = torch.cat(traces)
     settled = (trace <= estimator.equilibrium.eval_stop.atol).nonzero()

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqflow.model.estimator import STRIDE, FlowEstimator, FlowOutput, FlowState, check_images, flow_residual
-from deqflow.model.geometry import Padding
+from deqflow.model.estimator import Features, FlowEstimator
+from deqflow.model.images import check_images
+from deqflow.model.output import FlowOutput
+from deqflow.model.problem import FlowProblem
 from deqflow.model.scales import (
     carry_to_scale,
     check_scales,
@@ -17,8 +19,18 @@ from deqflow.model.scales import (
     resize_images,
     stop_at_scale,
 )
-from deqflow.solvers import FixedPointMap, Rule, Stop
-from deqflow.video.policies import DEFAULT_CUT, CutDetector, CutRule, Policy, carry, check_policy, photometric_error
+from deqflow.model.state import FlowState
+from deqflow.solvers import Evaluation, Rule, Stop
+from deqflow.video.policies import (
+    DEFAULT_CUT,
+    CutDetector,
+    CutRule,
+    Policy,
+    carry,
+    check_policy,
+    default_policy,
+    photometric_error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +63,13 @@ class VideoStep:
         return float(self.output.solve.residual.max())
 
 
-class _Begun:
-    """A map whose value at the start is known already, so that it is not computed a second time."""
-
-    def __init__(self, f: FixedPointMap, start: Tensor, value: Tensor) -> None:
-        self.f, self.start, self.value = f, start, value
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.value if z is self.start else self.f(z)
-
-
 class VideoFlow:
     """Estimates the flow of consecutive frames; remembers the last state, and nothing older.
 
     Args:
         estimator: of the flow; used without gradients, in evaluation mode as it should be.
-        policy: what a solve starts from, see :func:`deqflow.video.carry`.
+        policy: what a solve starts from, see :func:`deqflow.video.carry`; "flow" for recurrent models and "warp" for
+            others if not given.
         stop: budget and tolerance of each solve, the latter in full-size pixels; the model's own if not given.
         rule: solver; the model's own if not given.
         cut: when a jump is taken for a cut, after which nothing is carried over; None never does.
@@ -81,12 +84,13 @@ class VideoFlow:
         self,
         estimator: FlowEstimator,
         *,
-        policy: Policy = "warp",
+        policy: Policy | None = None,
         stop: Stop | None = None,
         rule: Rule | None = None,
         cut: CutRule | None = DEFAULT_CUT,
         scales: Sequence[float] = (1.0,),
     ) -> None:
+        policy = default_policy(estimator.recurrent) if policy is None else policy
         check_policy(policy)
         check_scales(scales)
         self.scales = tuple(scales)
@@ -94,10 +98,12 @@ class VideoFlow:
         self.policy: Policy = policy
         self.detector = None if cut is None or policy == "reset" else CutDetector(cut)
         self.state: FlowState | None = None
+        self._last: tuple[Tensor, Features] | None = None  # the last second frame, and its features
 
     def reset(self) -> None:
         """Forget the last frames: the next pair belongs to another scene."""
         self.state = None
+        self._last = None
         if self.detector is not None:
             self.detector.forget()
 
@@ -112,26 +118,21 @@ class VideoFlow:
             TypeError, ValueError: as the estimator has it, or there is more than one pair.
         """
         started = time.perf_counter()
-        check_images(image1, image2)
+        check_images(image1, image2, stacklevel=3)  # past no_grad's frame
         if len(image1) != 1:
             raise ValueError(f"VideoFlow expects one pair at a time, (1, 3, H, W), got {tuple(image1.shape)}.")
         height, width = image1.shape[-2:]
         check_scales(self.scales, height, width)
-        scale = self.scales[-1]
-        fine1, fine2 = resize_images(image1, scale), resize_images(image2, scale)
-        padding = Padding(fine1.shape[-2], fine1.shape[-1], STRIDE)
-        first, second = padding.pad(fine1), padding.pad(fine2)
-        f, own_start = self.estimator.fixed_point_map(first, second)
-        z0, begun, cut, spent = self._carried(own_start), f, False, 0
-        if z0 is not None:
-            begun, cut, spent = self._begin(f, z0, first, second)
-        fresh = z0 is None or cut
-        if z0 is None or cut:
-            z0, more = self._cold(image1, image2, own_start)
+        features1, features2 = self._encode_first(image1), self._encode(image2)
+        problem = self.estimator.problem(features1, features2)
+        self._last = (image2, features2)
+        output, spent, cut = self._continued(problem, features1, features2)
+        fresh = output is None
+        if output is None:
+            start, more = self._coarser(image1, image2)
             spent += more
-        stop = stop_at_scale(self.stop or self.estimator.equilibrium.eval_stop, scale)
-        output = self.estimator.solve_map(begun, z0, rule=self.rule, stop=stop, padding=padding)
-        photometric = photometric_error(first, second, output.state.flow)
+            output = problem.solve(start=start, rule=self.rule, stop=self._stop)
+        photometric = photometric_error(features1.images, features2.images, output.state.flow)
         start_residual = float(output.solve.trace[0])
         self._remember(output, photometric, None if fresh else start_residual, cut)
         return VideoStep(
@@ -157,37 +158,66 @@ class VideoFlow:
                 yield last, self.step(last, image)
             last = image
 
-    def _begin(self, f: FixedPointMap, start: Tensor, first: Tensor, second: Tensor) -> tuple[FixedPointMap, bool, int]:
-        """The map to solve, whether its carried start belongs to another scene, and evaluations lost on finding out."""
-        if self.detector is None:
-            return f, False, 0
-        if self.detector.is_new_scene(photometric_error(first, second, start[:, -2:])):
-            return f, True, 0
-        value = f(start)
-        if self.detector.is_lost(float(flow_residual(value - start)) / self.scales[-1]):
-            return f, True, 1
-        return _Begun(f, start, value), False, 0
+    @property
+    def _stop(self) -> Stop:
+        return stop_at_scale(self.stop or self.estimator.equilibrium.eval_stop, self.scales[-1], self.estimator.stride)
 
-    def _cold(self, image1: Tensor, image2: Tensor, own_start: Tensor) -> tuple[Tensor, int]:
-        """Where a solve begins that has no state to start from, and the evaluations at coarser scales that it took."""
+    def _encode(self, image: Tensor) -> Features:
+        return self.estimator.encode(resize_images(image, self.scales[-1]))
+
+    def _encode_first(self, image: Tensor) -> Features:
+        """The features of the first frame; those of the last call's second where it is the same tensor or equal."""
+        if self._last is not None:
+            before, features = self._last
+            if before is image or (before.shape == image.shape and torch.equal(before, image)):
+                return features
+        return self._encode(image)
+
+    def _continued(
+        self, problem: FlowProblem, features1: Features, features2: Features
+    ) -> tuple[FlowOutput | None, int, bool]:
+        """Solve from the carried state.
+
+        Returns:
+            The output, None if there is no state to carry or it belongs to another scene; evaluations lost on finding
+            that out; and whether it does.
+        """
+        own = FlowState.unpack(problem.z0)
+        if self.state is None or self.state.hidden.shape != own.hidden.shape:
+            return None, 0, False
+        start = carry(self.state, self.policy, own)
+        if start is None:
+            return None, 0, False
+        detector = self.detector
+        if detector is None:
+            return problem.solve(start=start, rule=self.rule, stop=self._stop), 0, False
+        if detector.is_new_scene(photometric_error(features1.images, features2.images, start.flow)):
+            return None, 0, True
+        lost: list[bool] = []
+
+        def first_evaluation_is_lost(evaluation: Evaluation) -> bool:
+            if not lost:
+                lost.append(detector.is_lost(float(evaluation.residual.max())))
+            return lost[0]
+
+        output = problem.solve(start=start, rule=self.rule, stop=self._stop, on_eval=first_evaluation_is_lost)
+        return (None, 1, True) if lost[0] else (output, 0, False)
+
+    def _coarser(self, image1: Tensor, image2: Tensor) -> tuple[FlowState | None, int]:
+        """Where a solve begins that has no state to carry, and the evaluations at coarser scales that it took."""
         *coarser, scale = self.scales
         if not coarser:
-            return own_start, 0
+            return None, 0
         found = estimate_at_scales(self.estimator, image1, image2, coarser, rule=self.rule, stop=self.stop).outputs
-        start = carry_to_scale(found[-1].state, resize_images(image1, scale))
-        return torch.cat([start.hidden, start.flow], 1).to(own_start), sum(int(each.solve.evals) for each in found)
-
-    def _carried(self, like: Tensor) -> Tensor | None:
-        """The packed start from the last state; None for the first pair, or one of another size."""
-        start = None if self.state is None else carry(self.state, self.policy)
-        if start is None or start.hidden.shape[-2:] != like.shape[-2:]:
-            return None
-        return torch.cat([start.hidden, start.flow], 1).to(like)
+        start = carry_to_scale(found[-1].state, resize_images(image1, scale), self.estimator.stride)
+        return start, sum(int(each.solve.evals) for each in found)
 
     def _remember(self, output: FlowOutput, photometric: float, residual: float | None, cut: bool) -> None:
         if cut or not bool(torch.isfinite(output.solve.fz).all()):
             # What comes next belongs to the new scene, of which this pair has seen one frame only.
+            last = self._last
             self.reset()
+            self._last = last  # the frame itself stays encoded
             return
         self.state = output.state
         if self.detector is not None:

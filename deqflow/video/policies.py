@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqflow.model.estimator import STRIDE, FlowState
 from deqflow.model.geometry import fill_holes, project_forward, warp
+from deqflow.model.state import FlowState
 
-Policy = Literal["reset", "reuse", "warp"]
-ARRIVED = 0.25  # share of a pixel's weight below which what arrived there is the rim of something else
+Policy = Literal["reset", "reuse", "warp", "flow"]
+ARRIVED = 0.25  # share of a pixel's weight; weaker arrivals come from a neighbour's border
 
 
 def check_policy(policy: str) -> None:
@@ -22,36 +22,50 @@ def check_policy(policy: str) -> None:
         raise ValueError(f"Unknown policy {policy!r}: expected one of {', '.join(get_args(Policy))}.")
 
 
-def carry(state: FlowState, policy: Policy) -> FlowState | None:
+def default_policy(recurrent: bool) -> Policy:
+    """The policy for a model: "flow" for recurrent ones, whose hidden state comes from the image, "warp" for others."""
+    return "flow" if recurrent else "warp"
+
+
+def carry(state: FlowState, policy: Policy, own: FlowState | None = None) -> FlowState | None:
     """The start for the next pair from the state of the last one.
 
-    A state belongs to the pixels of its first frame; the next pair's first frame is the last one's second. So what is
-    known of a pixel is known there at the end of its flow vector.
+    A state belongs to the pixels of its first frame. The next pair begins with the last one's second frame, in which
+    each pixel has moved to the end of its flow vector: its values are carried there.
 
     Args:
         state: hidden (B, Ch, h, w) and flow (B, 2, h, w).
         policy: "reset", the model's own start; "reuse", the flow moved forward and the hidden state as it was (the
-            paper's section 3.4); "warp", both moved forward. Holes get the values of the nearest pixel.
+            paper's section 3.4); "warp", both moved forward; "flow", the flow moved forward and the hidden state of
+            the model's own start (RAFT's warm start). Holes get the values of the nearest pixel.
+        own: the model's own start for the next pair; needed for "flow" alone.
 
     Returns:
         The start, or None for the model's own.
+
+    Raises:
+        ValueError: the policy is "flow" and ``own`` is not given.
     """
     if policy == "reset":
         return None
-    moving = state.flow if policy == "reuse" else torch.cat([state.hidden, state.flow], 1)
-    moved, weight = project_forward(moving, state.flow)
+    if policy == "flow" and own is None:
+        raise ValueError('The policy "flow" expects own, the model\'s own start for the next pair; got None.')
+    moved, weight = project_forward(state.pack() if policy == "warp" else state.flow, state.flow)
     moved = fill_holes(moved, weight > ARRIVED)
-    return FlowState(state.hidden if policy == "reuse" else moved[:, :-2], moved[:, -2:])
+    if policy == "warp":
+        return FlowState.unpack(moved)
+    return FlowState(state.hidden if own is None or policy == "reuse" else own.hidden, moved)
 
 
 def photometric_error(image1: Tensor, image2: Tensor, flow: Tensor) -> float:
-    """Mean difference of brightness along a flow at 1/8 size, in grey levels, over what stays in the frame.
+    """Mean difference of brightness along a flow at its own size, in grey levels, over what stays in the frame.
 
     Args:
-        image1, image2: (B, 3, 8 h, 8 w), 0..255.
+        image1, image2: (B, 3, s h, s w), -1..1, as :class:`deqflow.model.estimator.Features` holds them.
         flow: (B, 2, h, w) in its own pixels.
     """
-    coarse1, coarse2 = (F.avg_pool2d(image, STRIDE) for image in (image1, image2))
+    stride = image1.shape[-1] // flow.shape[-1]
+    coarse1, coarse2 = (F.avg_pool2d(127.5 * image.to(flow.dtype), stride) for image in (image1, image2))
     inside = warp(torch.ones_like(coarse2[:, :1]), flow) > 0.99
     if not bool(inside.any()):
         inside = torch.ones_like(inside)

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import torch
+from pairs import problem_of
 
 import deqflow
 from bench.setting import Row, device, held_out, photographs, real_pairs, reference_base
@@ -56,7 +57,8 @@ def mean_of(model: FlowEstimator, pairs: list[FlowSample], stop: Stop, rule: Rul
 
 def overhead(turns: int = 5) -> list[Row]:
     """The solver's own time as a share of the time in f, base at 432x1024."""
-    f, z0 = reference_base().fixed_point_map(*photographs(432, 1024))
+    problem = problem_of(reference_base(), *photographs(432, 1024))
+    f, z0 = problem.f, problem.z0
     rows = []
     for name, rule in RULES.items():
         shares = []
@@ -90,12 +92,12 @@ def uneven_batch(repeats: int = 5) -> list[Row]:
     spent = model(*images, stop=stop).solve.evals
     order = spent.argsort().tolist()
     chosen = [*order[:7], order[-1]]
-    f, z0 = model.fixed_point_map(*(image[chosen] for image in images))
-    singles = [model.fixed_point_map(images[0][[i]], images[1][[i]]) for i in chosen]
+    batch = problem_of(model, *(image[chosen] for image in images))
+    singles = [problem_of(model, images[0][[i]], images[1][[i]]) for i in chosen]
     timings = alternate(
         {
-            "together": lambda: solve(f, z0, Picard(), stop),
-            "singly": lambda: [solve(g, z, Picard(), stop) for g, z in singles],
+            "together": lambda: solve(batch.f, batch.z0, Picard(), stop),
+            "singly": lambda: [solve(one.f, one.z0, Picard(), stop) for one in singles],
         },
         repeats=repeats,
         device=device(),

@@ -1,6 +1,7 @@
 """Inference: DEQ-Flow base against the published way, one pair of 432x1024, 24 evaluations."""
 
 import torch
+from pairs import map_of
 
 import deqflow
 from bench.plain import PlainFlow
@@ -48,7 +49,7 @@ def shares_of_the_peak(estimator: deqflow.FlowEstimator, images, repeats: int) -
     rows = []
     for dtype, target in ((torch.float32, None), (torch.bfloat16, 0.5)):
         with autocast(dtype):
-            f, z = estimator.fixed_point_map(*images)
+            f, z = map_of(estimator, *images)
             z = f(f(z))
             operations = work(lambda f=f, z=z: f(z))
             peak = matrix_peak(dtype, device=device())

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 import pytest
 from chrome import CHROMIUM, QUIET, REQUIRED
 from playwright.sync_api import expect, sync_playwright
+
+from deqflow.lab.reports import prepare_notebooks
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -45,9 +46,9 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab_address(tmp_path_factory):
-    """A JupyterLab of its own, with notebook 02 in a folder of its own; its address."""
+    """A JupyterLab of its own, with notebook 02 of the fast profile in a folder of its own; its address."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(ROOT / "notebooks" / "02_solver_playground.ipynb", folder)
+    prepare_notebooks([ROOT / "notebooks" / "02_solver_playground.ipynb"], folder, "fast")
     for name, values in SETTINGS.items():
         path = folder / "settings" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def lab_address(tmp_path_factory):
     places |= {f"JUPYTERLAB_{kind}_DIR": str(folder / kind.lower()) for kind in ("SETTINGS", "WORKSPACES")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--IdentityProvider.token=", "--ServerApp.password=", "--expose-app-in-browser"]
-    environment = os.environ | places | {"DEQFLOW_FAST": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | places | {"PYTHONWARNINGS": "ignore"}
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:

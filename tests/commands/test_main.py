@@ -1,9 +1,12 @@
+import ast
 import json
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 from reference.weights_from_names import published_state_dict
 
 import deqflow
@@ -126,6 +129,28 @@ def test_report_runs_notebooks_and_fails_if_one_does(tmp_path, capsys):
     assert main(common) == 0
     assert main([*common, "--set", "wanted=2"]) == 1
     assert "AssertionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("None", None),
+        ("null", None),
+        ("False", False),
+        ("true", True),
+        ("1e-2", 0.01),
+        ("[1, 2]", [1, 2]),
+        ("a b", "a b"),
+    ],
+)
+def test_report_sets_values_as_json_or_python_write_them(tmp_path, text, value):
+    cell = new_code_cell("wanted = 1", metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / "00_a.ipynb")
+    common = ["report", "--notebooks", str(tmp_path), "--prepare", "--out", str(tmp_path / "out")]
+    assert main([*common, "--set", f"wanted={text}"]) == 0
+    injected = nbformat.read(tmp_path / "out" / "00_a.ipynb", as_version=4).cells[1].source
+    assert ast.literal_eval(injected.partition(" = ")[2]) == value
 
 
 @pytest.mark.parametrize("text", ["wanted", "=2"])

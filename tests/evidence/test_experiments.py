@@ -212,13 +212,13 @@ def test_an_error_curve_is_of_one_solve_that_is_not_repeated_with_damping(monkey
     estimator = build("mini")
     calls = []
     estimator.update.register_forward_hook(lambda *_: calls.append(1))
-    convert = estimator.fixed_point_map
+    convert = estimator.problem
 
-    def growing(*images):  # a map without a fixed point to find, which the estimator would damp
-        f, z0 = convert(*images)
-        return lambda z: 2 * f(z) + 1, z0
+    def growing(*features):  # a map without a fixed point to find, which the estimator would damp
+        problem = convert(*features)
+        return replace(problem, f=lambda z: 2 * problem.f(z) + 1)
 
-    monkeypatch.setattr(estimator, "fixed_point_map", growing)
+    monkeypatch.setattr(estimator, "problem", growing)
     curve = error_curve(estimator, held_out, (3, 8))
     assert len(calls) == 8
     assert curve["residual_px"][1] > curve["residual_px"][0] > 0

@@ -1,25 +1,38 @@
+from pathlib import Path
+
 import pytest
 
 from deqflow.lab import notebook
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, 40), ("", 40), ("0", 40), ("1", 8)])
-def test_the_environment_chooses_between_full_and_fast(monkeypatch, value, expected):
-    if value is None:
-        monkeypatch.delenv(notebook.FAST, raising=False)
-    else:
-        monkeypatch.setenv(notebook.FAST, value)
-    assert notebook.choose(40, 8) == expected
+@pytest.fixture
+def project(tmp_path):
+    """A project's folder with one numbered notebook."""
+    (tmp_path / "project" / "notebooks").mkdir(parents=True)
+    (tmp_path / "project" / "notebooks" / "00_start.ipynb").write_text("{}")
+    return tmp_path / "project"
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, 40), ("short", 40), ("full", 400)])
-def test_a_full_profile_has_values_of_its_own(monkeypatch, value, expected):
-    monkeypatch.delenv(notebook.FAST, raising=False)
-    monkeypatch.delenv(notebook.PROFILE, raising=False)
-    if value:
-        monkeypatch.setenv(notebook.PROFILE, value)
-    assert notebook.choose(40, 8, 400) == expected
-    assert notebook.choose(40, 8) == 40
+@pytest.mark.parametrize("kernel", ["notebooks", ".", "build/notebooks"])
+def test_a_path_counts_from_the_projects_folder_wherever_the_kernel_runs(project, monkeypatch, kernel):
+    (project / kernel).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(project / kernel)
+    assert notebook.project_path("data") == project / "data"
+    assert notebook.project_path("../data") == project.parent / "data"
+
+
+def test_outside_of_a_project_a_path_counts_from_the_checkout_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert notebook.project_path("data") == Path(__file__).parents[2] / "data"
+    monkeypatch.setattr(notebook, "__file__", str(tmp_path / "site-packages" / "deqflow" / "lab" / "notebook.py"))
+    assert notebook.project_path("data") == tmp_path / "data"  # an installed package has no checkout
+
+
+def test_an_absolute_path_stays_as_it_is(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert notebook.project_path(tmp_path / "a.png") == tmp_path / "a.png"
+    assert notebook.project_path("~/a.png") == tmp_path / "a.png"
 
 
 def test_record_displays_numbers_for_readers_and_for_reports(monkeypatch):

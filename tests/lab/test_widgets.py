@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+from pairs import map_of, problem_of
 
 import deqflow
 from deqflow.data.datasets import motorcycle
@@ -21,7 +22,7 @@ from deqflow.lab.widgets import Background, LiveFigure, RunSettings, SolverBench
 from deqflow.lab.widgets.controls import OWN
 from deqflow.lab.widgets.playground import EARLIER, PINS
 from deqflow.lab.widgets.runs import reduced, size_text
-from deqflow.model.estimator import flow_residual
+from deqflow.model.state import flow_residual
 from deqflow.solvers import Stop
 
 SMALL = SceneConfig(height=64, width=96, motion_scales=(0.1,))
@@ -63,9 +64,8 @@ def test_a_run_is_what_the_estimator_gives(bench, pairs, models):
     run = bench.run(FIRST)
     pair = pairs["scene"]
     with torch.no_grad():
-        output = models["equilibrium"].eval()(
-            pair.image1[None], pair.image2[None], rule=FIRST.rule, stop=Stop(max_evals=40, atol=0.02)
-        )
+        problem = problem_of(models["equilibrium"].eval(), pair.image1[None], pair.image2[None])
+        output = problem.solve(rule=FIRST.rule, stop=Stop(max_evals=40, atol=0.02))
     torch.testing.assert_close(run.flow, output.flow[0])
     assert run.trace == pytest.approx(output.solve.trace[:, 0].tolist())
     assert run.outcome == "converged"
@@ -106,7 +106,7 @@ def test_bytes_are_those_of_a_training_step(bench, pairs, models):
     pair, model = pairs["scene"], models["recurrent"].eval()
     run = bench.run(change(model="recurrent", max_evals=5, tolerance=0.0))
     with KeptForBackward(apart_from=model.parameters()) as kept:
-        f, z0 = model.fixed_point_map(pair.image1[None], pair.image2[None])
+        f, z0 = map_of(model, pair.image1[None], pair.image2[None])
         states = Unrolled().run(f, z0, run.settings.rule, run.settings.stop, (1, 2, 3, 4, 5))
     assert run.training_bytes == pytest.approx(kept.bytes, rel=0.03)
     assert len(states[0]) == 5

@@ -5,6 +5,7 @@ import pytest
 import torch
 from training_runs import CONFIG
 
+import deqflow
 from deqflow.data.datasets import FlowSample
 from deqflow.lab.widgets.training import TrainingPanel
 from deqflow.training import Trainer
@@ -118,3 +119,21 @@ def test_a_preview_of_ones_own_needs_no_truth(tmp_path):
     )
     panel = TrainingPanel(Trainer(dataclasses.replace(RUN, steps=1), tmp_path), preview=pair)
     assert panel.trainer.finished
+
+
+@pytest.mark.parametrize("frozen", ["freeze_encoders", "freeze_batch_norm"])
+def test_what_is_frozen_stays_frozen_after_each_log(tmp_path, frozen):
+    """Pitfall 42: the preview put the whole model into training mode again."""
+    modes = []
+
+    class Watched(Trainer):
+        def train_step(self, batch: FlowSample) -> float:
+            parts = self.estimator.modules() if frozen == "freeze_batch_norm" else [self.estimator.feature_encoder]
+            norms = [part for part in parts if isinstance(part, torch.nn.BatchNorm2d)]
+            modes.append((self.estimator.training, any(part.training for part in norms or parts)))
+            return super().train_step(batch)
+
+    start = deqflow.save(deqflow.build("tiny"), tmp_path / "start.safetensors")
+    config = dataclasses.replace(RUN, size="tiny", batch=2, start_from=str(start), **{frozen: True})
+    TrainingPanel(Watched(config, tmp_path / "run"))
+    assert modes == [(True, False)] * 4

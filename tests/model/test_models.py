@@ -2,6 +2,7 @@ from typing import get_args
 
 import pytest
 import torch
+from pairs import map_of
 from torch import nn
 
 import deqflow
@@ -114,9 +115,9 @@ def test_dropout_draws_one_mask_a_solve_so_that_f_stays_the_same_map(generator):
     estimator = deqflow.build("tiny", dropout=0.3)
     images = pair(generator, batch=2)
     with torch.no_grad():
-        f, z0 = estimator.fixed_point_map(*images, generator=torch.Generator().manual_seed(1))
-        same, _ = estimator.fixed_point_map(*images, generator=torch.Generator().manual_seed(1))
-        other, _ = estimator.fixed_point_map(*images, generator=torch.Generator().manual_seed(2))
+        f, z0 = map_of(estimator, *images, generator=torch.Generator().manual_seed(1))
+        same, _ = map_of(estimator, *images, generator=torch.Generator().manual_seed(1))
+        other, _ = map_of(estimator, *images, generator=torch.Generator().manual_seed(2))
         z = f(z0)
         assert torch.equal(f(z), f(z))
         assert torch.equal(f(z), same(z))

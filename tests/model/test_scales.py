@@ -6,8 +6,8 @@ import deqflow
 from deqflow.data.metrics import mean_endpoint_error
 from deqflow.data.synthetic import SceneConfig
 from deqflow.evidence.evaluation import procedural_pairs
-from deqflow.model.estimator import FlowState, flow_residual
 from deqflow.model.scales import carry_to_scale, estimate_at_scales, resize_flow, resize_images, stop_at_scale
+from deqflow.model.state import FlowState, flow_residual
 from deqflow.solvers import Status, Stop, rms
 
 SMALL = SceneConfig(height=90, width=121, camera=3.0, motion=3.0, largest=12.0)  # neither side divides by 8
@@ -90,7 +90,7 @@ def test_images_keep_their_brightness_and_half_precision_becomes_single():
 
 def test_a_state_that_is_not_finite_is_no_start():
     state = FlowState(torch.full((1, 4, 6, 8), torch.nan), torch.full((1, 2, 6, 8), torch.inf))
-    carried = carry_to_scale(state, torch.zeros(1, 3, 90, 121))
+    carried = carry_to_scale(state, torch.zeros(1, 3, 90, 121), 8)
     assert carried.hidden.shape == (1, 4, 12, 16)
     assert not carried.hidden.any()
     assert not carried.flow.any()
@@ -98,11 +98,13 @@ def test_a_state_that_is_not_finite_is_no_start():
 
 def test_tolerances_stay_in_pixels_of_the_given_pictures():
     difference = torch.ones(1, 5, 4, 4)
-    for norm in (rms, flow_residual):
-        assert stop_at_scale(Stop(norm=norm), 2.0).norm(difference) == flow_residual(difference) / 2
-    own = Stop(norm=lambda values: values.amax((1, 2, 3)))
-    assert stop_at_scale(own, 2.0) is own
-    assert stop_at_scale(Stop(), 1) == Stop()
+    for norm in (None, flow_residual):
+        assert stop_at_scale(Stop(norm=norm), 2.0, 8).norm(difference) == flow_residual(difference) / 2
+    assert stop_at_scale(Stop(), 2.0, 4).norm(difference) == flow_residual(difference) / 4
+    for norm in (rms, lambda values: values.amax((1, 2, 3))):
+        own = Stop(norm=norm)
+        assert stop_at_scale(own, 2.0, 8) is own
+    assert stop_at_scale(Stop(), 1, 8) == Stop()
 
 
 def test_a_sample_that_is_not_finite_fails_alone(estimator, pairs):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pairs import map_of
 from test_solvers import OURS, RULES, problem
 
 from deqflow import build
@@ -93,7 +94,7 @@ def test_the_estimators_map_offers_the_same_for_some_samples(generator, update, 
     estimator = build("tiny", update, correlation=correlation).eval()
     images = 255 * torch.rand(2, 3, 3, 32, 40, generator=generator)
     with torch.no_grad():
-        f, z0 = estimator.fixed_point_map(*images)
+        f, z0 = map_of(estimator, *images)
         assert isinstance(f, SubsetMap)
         z = z0 + torch.randn(z0.shape, generator=generator)
         rows = torch.tensor([2, 0])
@@ -107,7 +108,7 @@ def test_dropouts_mask_goes_with_its_sample(generator):
     estimator = build("tiny", dropout=0.5).train()
     images = 255 * torch.rand(2, 3, 3, 16, 16, generator=generator)
     with torch.no_grad():
-        f, z0 = estimator.fixed_point_map(*images, generator=generator)
+        f, z0 = map_of(estimator, *images, generator=generator)
         rows = torch.tensor([2, 0])
         torch.testing.assert_close(f.subset(rows)(z0[rows]), f(z0)[rows], rtol=1e-5, atol=1e-5)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from test_solvers import problem
@@ -68,17 +70,17 @@ def test_an_estimator_tries_again_and_warns(generator):
     images = 255 * torch.rand(2, 2, 3, 32, 32, generator=generator)
     with torch.no_grad():
         calm = estimator(*images)
-        plain = estimator.fixed_point_map
+        plain = estimator.problem
 
-        def driven(*pair, **options):
-            f, z0 = plain(*pair, **options)
-            return (lambda z: f(z0) - 1.5 * z), z0
+        def driven(*features, **options):
+            problem = plain(*features, **options)
+            return replace(problem, f=lambda z: problem.f(problem.z0) - 1.5 * z)
 
-        estimator.fixed_point_map = driven
+        estimator.problem = driven
         with pytest.warns(UserWarning, match="A solve diverged and was tried again with damping: .* samples") as caught:
             output = estimator(*images)
     assert caught[0].filename == __file__
     assert not diverged(calm.solve).any()
     assert output.solve.evals.max() > 12
     assert torch.isfinite(output.flow).all()
-    assert torch.equal(output.state.flow, output.solve.fz[:, -2:])
+    assert torch.equal(output.state.pack(), output.solve.fz)

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pairs import map_of
 from training_runs import CONFIG, QUICK, SCENES, fixed_batch, same
 
 from deqflow.data.datasets import FlowSample
@@ -11,7 +12,6 @@ from deqflow.data.metrics import mean_endpoint_error
 from deqflow.data.synthetic import SyntheticPairs
 from deqflow.equilibrium import Phantom, Unrolled
 from deqflow.model import checkpoints
-from deqflow.model.geometry import Padding
 from deqflow.solvers import Stop
 from deqflow.training import HELD_OUT_SEED, Progress, TrainConfig, Trainer, make_estimator, validation_errors
 from deqflow.training.losses import correction_loss, jacobian_penalty
@@ -79,14 +79,15 @@ def test_a_gradient_that_is_not_finite_spoils_no_weight(tmp_path):
 def budgets(trainer: Trainer, steps: range) -> list[int]:
     """How many evaluations each of these steps takes."""
     asked: list[int] = []
-    solve_map = trainer.estimator.solve_map
+    equilibrium = trainer.estimator.equilibrium
+    forward = equilibrium.forward
 
-    def watch(f, z0: torch.Tensor, *, stop: Stop, padding: Padding):
+    def watch(f, z0: torch.Tensor, *, stop: Stop, **options):
         asked.append(stop.max_evals)
         assert stop.atol == stop.rtol == 0
-        return solve_map(f, z0, stop=dataclasses.replace(stop, max_evals=3), padding=padding)
+        return forward(f, z0, stop=dataclasses.replace(stop, max_evals=3), **options)
 
-    trainer.estimator.solve_map = watch
+    equilibrium.forward = watch
     for trainer.step in steps:
         trainer.train_step(fixed_batch(1))
     return asked
@@ -133,8 +134,8 @@ def jacobian_norm(trainer: Trainer, batch: FlowSample) -> float:
     """Squared norm over size of the Jacobian where the solver ends, many random vectors instead of one."""
     with torch.no_grad():
         state = trainer.estimator(batch.image1, batch.image2, stop=Stop(max_evals=3, atol=0.0)).state
-        f, _ = trainer.estimator.fixed_point_map(batch.image1, batch.image2)
-    z, generator = torch.cat([state.hidden, state.flow], 1), torch.Generator().manual_seed(0)
+        f, _ = map_of(trainer.estimator, batch.image1, batch.image2)
+    z, generator = state.pack(), torch.Generator().manual_seed(0)
     return sum(jacobian_penalty(f, z, generator).item() for _ in range(20)) / 20
 
 

@@ -450,6 +450,18 @@ def test_the_command_line_makes_a_clip_and_its_flow(tmp_path, capsys):
     assert main(["flow", str(tmp_path / "missing.mp4")]) == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [([], "warp"), (["--model", "raft-small-twin"], "flow"), (["--policy", "flow"], "flow")],
+)
+def test_the_command_line_takes_the_policy_that_suits_the_model(tmp_path, monkeypatch, options, policy):
+    clip, made = tmp_path / "clip.mp4", []
+    assert main(["clip", "--out", str(clip), "--frames", "3", "--height", "32", "--width", "48"]) == 0
+    monkeypatch.setattr("deqflow.video.VideoFlow", lambda *a, **k: made.append(VideoFlow(*a, **k)) or made[-1])
+    assert main(["flow", str(clip), "--out", str(tmp_path / "flow.mp4"), "--max-evals", "2", *options]) == 0
+    assert [video.policy for video in made] == [policy]
+
+
 def test_the_benchmark_writes_a_row_for_each_clip_tolerance_and_policy(tmp_path):
     clips = procedural_clips(length=6, seeds=(7,), height=32, width=48)
     assert list(clips) == ["slow", "ordinary", "fast", "with cuts"]

@@ -11,7 +11,7 @@ from deqflow.data.synthetic.light import Weather, change_light
 from deqflow.data.synthetic.motions import Pose, Waves, random_motion
 from deqflow.data.synthetic.pairs import SyntheticPairs, make_pair
 from deqflow.data.synthetic.rendering import out_of_frame, render, true_flow
-from deqflow.data.synthetic.scenes import RICH_SCENES, SceneConfig
+from deqflow.data.synthetic.scenes import HELD_OUT_SEED, RICH_SCENES, SceneConfig
 from deqflow.data.synthetic.shapes import random_shape
 from deqflow.data.synthetic.textures import (
     PHOTOGRAPHS,
@@ -25,6 +25,7 @@ from deqflow.data.synthetic.textures import (
 from deqflow.data.synthetic.videos import SyntheticVideo, VideoFrame
 
 __all__ = [
+    "HELD_OUT_SEED",
     "PHOTOGRAPHS",
     "RICH_SCENES",
     "Layer",

@@ -93,6 +93,8 @@ class SceneConfig:
             )
 
 
+HELD_OUT_SEED = 1_000_003  # scenes to validate and measure on; no training set uses it
+
 # Some of everything, for training: half of the motion rigid and affine, the rest of every other kind.
 RICH_SCENES = SceneConfig(
     objects=(3, 11),

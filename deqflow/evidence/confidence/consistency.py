@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from deqflow.data.synthetic import out_of_frame
-from deqflow.model.estimator import FlowEstimator, FlowOutput
+from deqflow.model.estimator import FlowEstimator
 from deqflow.model.geometry import pixel_grid, sample_bilinear
+from deqflow.model.images import check_images, not_finite
+from deqflow.model.output import FlowOutput
 from deqflow.solvers import Rule, Stop
 
 
@@ -73,5 +75,15 @@ def fetch(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
 def estimate_both_ways(
     estimator: FlowEstimator, image1: Tensor, image2: Tensor, *, rule: Rule | None = None, stop: Stop | None = None
 ) -> tuple[FlowOutput, FlowOutput]:
-    """Estimate the flow from ``image1`` to ``image2`` and the flow back, each as ``estimator(...)`` does."""
-    return estimator(image1, image2, rule=rule, stop=stop), estimator(image2, image1, rule=rule, stop=stop)
+    """Estimate the flow from ``image1`` to ``image2`` and the flow back, each as ``estimator(...)`` does.
+
+    Each image is encoded once.
+    """
+    check_images(image1, image2)
+    if estimator.training or bool(not_finite(image1, image2).any()):
+        return estimator(image1, image2, rule=rule, stop=stop), estimator(image2, image1, rule=rule, stop=stop)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (image1.requires_grad or image2.requires_grad)):
+        features1, features2 = estimator.encode(image1), estimator.encode(image2)
+        there, back = ((features1, features2), (features2, features1))
+        forward, backward = (estimator.problem(*pair).solve(rule=rule, stop=stop) for pair in (there, back))
+    return forward, backward

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deqflow.data.writing import write_whole
 from deqflow.evidence.confidence.consistency import fetch, forward_backward
-from deqflow.model.estimator import FlowOutput
+from deqflow.model.output import FlowOutput
 
 Array = np.ndarray
 SHIPPED_CONFIDENCE = Path(str(resources.files("deqflow") / "weights" / "confidence.json"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqflow.equilibrium import GradientMode, Implicit, Unrolled
 from deqflow.evidence.diagnostics.memory import KeptForBackward
-from deqflow.solvers import Anderson, FixedPointMap, Picard, Rule, SolverError, SolverResult, Stop
+from deqflow.solvers import Anderson, FixedPointMap, Picard, Rule, SolverError, SolverResult, Stop, rms
 
 MakeMap = Callable[[], FixedPointMap]
 Loss = Callable[[Tensor], Tensor]
@@ -167,7 +167,7 @@ def exact_gradient(
         backward = gradient.backward.check()
     except SolverError as error:
         raise SolverError(f"The backward solve of the exact gradient: {error}") from error
-    residual = float((backward.residual / stop.norm(backward.fz)).max())
+    residual = float((backward.residual / (stop.norm or rms)(backward.fz)).max())
     if not unroll:
         return Reference(gradient, residual)
     unrolled = measure_gradient(make_map, z, Unrolled(), loss, groups, evals=unroll)

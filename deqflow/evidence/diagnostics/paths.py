@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqflow.solvers import FixedPointMap, Rule, SolverResult, Stop, solve
+from deqflow.solvers import FixedPointMap, Rule, SolverResult, Stop, rms, solve
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,6 @@ def path_independence(
             with torch.no_grad():
                 result = solve(f, z0, rules[rule], stop)
             paths.append(SolvePath(start, rule, result, time.perf_counter() - started))
-    ends = [path.result.fz for path in paths]
-    distances = torch.stack([torch.stack([stop.norm(a - b).max() for b in ends]) for a in ends])
+    ends, norm = [path.result.fz for path in paths], stop.norm or rms
+    distances = torch.stack([torch.stack([norm(a - b).max() for b in ends]) for a in ends])
     return PathIndependence(tuple(paths), distances)

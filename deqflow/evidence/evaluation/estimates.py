@@ -8,8 +8,9 @@ from torch import Tensor
 
 from deqflow.data.datasets import FlowSample
 from deqflow.evidence.evaluation.config import EvaluationConfig, Place
-from deqflow.model.budgets import flow_of, pair_problem, solve_budgets
+from deqflow.model.budgets import solve_budgets
 from deqflow.model.estimator import FlowEstimator
+from deqflow.model.geometry import Padding
 from deqflow.model.scales import carry_to_scale, estimate_at_scales, resize_flow, resize_images, stop_at_scale
 
 
@@ -60,23 +61,25 @@ def estimate_pair(
 
     with config.autocast():
         clock.start()
-        first, second = resize_images(image1, scale), resize_images(image2, scale)
+        images = [resize_images(image, scale) for image in (image1, image2)]
         start = None
         if coarser:
-            start = carry_to_scale(estimate_at_scales(estimator, image1, image2, coarser).outputs[-1].state, first)
-        problem = pair_problem(estimator, first, second, start=start, where=where)
+            found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1].state
+            start = carry_to_scale(found, images[0], estimator.stride)
+        padding = Padding(*images[0].shape[-2:], estimator.stride, where)
+        problem = estimator.problem(*(estimator.encode(image, padding=padding) for image in images))
         before = clock.start()
         solved = solve_budgets(
-            estimator, problem, config.evals, scale=scale, on_eval=lambda evaluation: clock.note(evaluation.number)
+            problem, config.evals, start=start, scale=scale, on_eval=lambda evaluation: clock.note(evaluation.number)
         )
         flows, seconds = {}, {}
         for k in config.evals:
             clock.start()
-            flows[k] = full_size(flow_of(estimator, problem, solved.kept[k].fz))
+            flows[k] = full_size(problem.flow(solved.kept[k].fz))
             reached = min(k, len(solved.trace))  # a solve may end early, see solve_budgets
             seconds[k] = before + clock.noted[reached] + clock.start()
-        own_stop = stop_at_scale(estimator.equilibrium.eval_stop, scale)
-        stopped = estimator.solve_map(problem.f, problem.z0, stop=own_stop, padding=problem.padding)
+        own_stop = stop_at_scale(estimator.equilibrium.eval_stop, scale, estimator.stride)
+        stopped = problem.solve(start=start, stop=own_stop)
         stopped_flow = full_size(stopped.flow)
         stopped_seconds = before + clock.start()
     residuals = {k: float(solved.kept[k].residual) for k in config.evals}

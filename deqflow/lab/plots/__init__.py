@@ -4,8 +4,8 @@ Each function returns a figure, which a notebook shows when it ends a cell.
 """
 
 from deqflow.lab.plots.curves import lines, sparsifications, spreads, traces, tradeoff
+from deqflow.lab.plots.images import errors, features, flows, images
 from deqflow.lab.plots.paths import film, trajectories
-from deqflow.lab.plots.pictures import errors, features, flows, images
 
 __all__ = [
     "errors",

@@ -1,11 +1,9 @@
 """The way of a solve, in plotly: states as paths in space, and maps of the picture with a slider over evaluations."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import plotly.graph_objects as go
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from deqflow.data.colors import flow_to_rgb
 from deqflow.evidence.diagnostics import Projection, Trajectory
+from deqflow.lab.plots.encoding import png_address
 
 _DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 
@@ -105,8 +104,8 @@ def film(
         raise ValueError(f"film expects a picture for each of {len(numbers)} evaluations, got {lengths}.")
     if largest is None:
         largest = max(float(np.percentile(torch.linalg.vector_norm(flow, dim=1).cpu().numpy(), 99)), 0.5)
-    rows = [[_as_source(flow_to_rgb(field, largest=largest)) for field in flow]]
-    rows += [[_as_source(_log_colors(values, scale)) for values in stack] for stack in maps.values()]
+    rows = [[png_address(flow_to_rgb(field, largest=largest)) for field in flow]]
+    rows += [[png_address(_log_colors(values, scale)) for values in stack] for stack in maps.values()]
     # In two lines: narrow pages have no room for one.
     captions = [[f"flow<br>{caption} {number}" for number in numbers]]
     for name, stack in maps.items():
@@ -149,12 +148,6 @@ def _log_colors(values: Tensor, scale: tuple[float, float]) -> np.ndarray:
     place = (values.clamp(min=scale[0]).log10() - low) / (high - low)
     colors = plt.get_cmap("magma")(np.ma.array(place.cpu().numpy(), mask=~known.cpu().numpy()), bytes=True)[..., :3]
     return np.where(known.cpu().numpy()[..., None], colors, 153).astype(np.uint8)
-
-
-def _as_source(rgb: np.ndarray) -> str:
-    """(H, W, 3) uint8 as a PNG in a data address."""
-    _, png = cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()
 
 
 def _bar(scale: tuple[float, float], unit: str) -> dict[str, Any]:

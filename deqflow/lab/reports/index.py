@@ -36,7 +36,7 @@ _MANY = 12  # numbers on a card; more are folded away
 
 
 @dataclass(frozen=True)
-class Report:
+class NotebookRun:
     """What became of one notebook.
 
     Attributes:
@@ -67,7 +67,7 @@ class Report:
         return f"{self.name}.failed" if self.error else self.name
 
 
-def to_index(reports: Sequence[Report], origin: dict[str, Any], published: Mapping[str, Mapping[str, Any]]) -> str:
+def to_index(reports: Sequence[NotebookRun], origin: dict[str, Any], published: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page for reports that lie beside it.
 
     Args:
@@ -108,7 +108,7 @@ are not compared, nor is a run with one of another profile.</p>
 """
 
 
-def _card(report: Report, published: Mapping[str, Any] | None) -> str:
+def _card(report: NotebookRun, published: Mapping[str, Any] | None) -> str:
     file = escape(report.file)
     picture = f'<img src="data:image/png;base64,{report.picture}" alt="">' if report.picture else ""
     # The heading is the same link: one stop for the keyboard is enough.
@@ -129,7 +129,7 @@ def _card(report: Report, published: Mapping[str, Any] | None) -> str:
 </article>"""
 
 
-def _numbers(report: Report, published: Mapping[str, Any] | None) -> str:
+def _numbers(report: NotebookRun, published: Mapping[str, Any] | None) -> str:
     """The table of a card; with a column of what was published, where anything was."""
     if not report.numbers:
         return ""

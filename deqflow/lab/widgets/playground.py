@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 
 from deqflow.data.colors import color_wheel, flow_to_rgb
 from deqflow.data.datasets import FlowSample
-from deqflow.lab.widgets import pictures
+from deqflow.lab.plots.encoding import png
+from deqflow.lab.widgets import drawing
 from deqflow.lab.widgets.base import Background, LiveFigure, StillPanel
 from deqflow.lab.widgets.controls import OWN, Controls
 from deqflow.lab.widgets.runs import SolverBench, SolverRun
@@ -96,7 +97,7 @@ class SolverPlayground(StillPanel):
 
     def still(self) -> go.Figure:
         """The pinned runs side by side, or the run on screen if there are none."""
-        return pictures.still(self.pins[:3] or [self.run])
+        return drawing.still(self.pins[:3] or [self.run])
 
     def _build(self) -> None:
         """Make the widgets, complete with the first run."""
@@ -115,7 +116,7 @@ class SolverPlayground(StillPanel):
         self.pictures = _row([])
         self.pinned = _row([])
         self.table = widgets.HTML()
-        self.curves = LiveFigure(lambda: pictures.residuals(self._curves(), slots=EARLIER + PINS + 1))
+        self.curves = LiveFigure(lambda: drawing.residuals(self._curves(), slots=EARLIER + PINS + 1))
         super().__init__(figures=[self.curves])
         buttons = [self.again_button, self.stop_button, self.pin_button, self.clear_button, self.redraw_button]
         status = widgets.VBox([self.progress, self.message])
@@ -186,7 +187,7 @@ class SolverPlayground(StillPanel):
         self.progress.bar_style = "success" if run.outcome == "converged" else "warning"
         self.pictures.children = self._pictures(run)
         rows = [("on screen", run), *((f"pin {i}", pin) for i, pin in enumerate(self.pins, 1))]
-        self.table.value = pictures.table(rows)
+        self.table.value = drawing.table(rows)
         self.pinned.children = tuple(picture for i, pin in enumerate(self.pins, 1) for picture in self._pinned(i, pin))
         self._draw_curves()
         self.say(
@@ -201,7 +202,7 @@ class SolverPlayground(StillPanel):
         with figure.batch_update():
             for slot, trace in enumerate(figure.data):
                 if slot < len(shown):
-                    trace.update(pictures.curve(*shown[slot]))
+                    trace.update(drawing.curve(*shown[slot]))
                 else:
                     trace.visible = False
 
@@ -210,36 +211,34 @@ class SolverPlayground(StillPanel):
         earlier = [(run, f"earlier: {run.settings.label}", GREY) for run in self.earlier]
         pins = [
             (run, f"pin {i}: {run.settings.label}", color)
-            for i, (run, color) in enumerate(zip(self.pins, pictures.COLORS, strict=False), 1)
+            for i, (run, color) in enumerate(zip(self.pins, drawing.COLORS, strict=False), 1)
         ]
         return [*earlier, *pins, (self.run, self.run.settings.label, BLACK)]
 
     def _scale(self, run: SolverRun) -> tuple[float, float]:
         """One scale for all runs on a pair, so that their colours compare: that of the first of them."""
-        return self._scales.setdefault((run.settings.pair, run.settings.width), pictures.scales(run))
+        return self._scales.setdefault((run.settings.pair, run.settings.width), drawing.scales(run))
 
     def _pictures(self, run: SolverRun) -> tuple[widgets.Widget, ...]:
         largest, worst = self._scale(run)
         shown = [
-            _picture("first picture", pictures.png(pictures.image_rgb(run.pair.image1))),
-            _picture(
-                f"estimated flow, full colour: {largest:.3g} px", pictures.png(flow_to_rgb(run.flow, largest=largest))
-            ),
+            _picture("first picture", png(drawing.image_rgb(run.pair.image1))),
+            _picture(f"estimated flow, full colour: {largest:.3g} px", png(flow_to_rgb(run.flow, largest=largest))),
         ]
         if run.error is not None:
             true = run.pair.flow.where(run.pair.valid, float("nan"))
-            error = pictures.png(pictures.error_rgb(run.error, worst))
-            shown.append(_picture("true flow", pictures.png(flow_to_rgb(true, largest=largest))))
+            error = png(drawing.error_rgb(run.error, worst))
+            shown.append(_picture("true flow", png(flow_to_rgb(true, largest=largest))))
             shown.append(_picture(f"error, mean {run.epe_px:.2f} px; black 0, yellow {worst:.2g} px and more", error))
-        wheel = pictures.png(color_wheel(91))
+        wheel = png(color_wheel(91))
         return (*shown, _picture("direction as hue", wheel, width="91px"))
 
     def _pinned(self, number: int, run: SolverRun) -> tuple[widgets.Widget, ...]:
         largest, worst = self._scale(run)
-        flow = pictures.png(flow_to_rgb(run.flow, largest=largest))
+        flow = png(flow_to_rgb(run.flow, largest=largest))
         shown = [_picture(f"pin {number}: {run.settings.label}", flow, width="184px")]
         if run.error is not None:
-            error = pictures.png(pictures.error_rgb(run.error, worst))
+            error = png(drawing.error_rgb(run.error, worst))
             shown.append(_picture(f"pin {number}: error, mean {run.epe_px:.2f} px", error, width="184px"))
         return tuple(shown)
 

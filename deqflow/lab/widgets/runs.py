@@ -16,10 +16,11 @@ from deqflow.data.datasets import FlowSample
 from deqflow.data.metrics import endpoint_error
 from deqflow.evidence.diagnostics import KeptForBackward
 from deqflow.lab.widgets.settings import RunSettings, require
-from deqflow.lab.widgets.watch import StoppedError, Watch, Weighed
-from deqflow.model.estimator import STRIDE, FlowEstimator, FlowState, check_images
+from deqflow.model.estimator import FlowEstimator
 from deqflow.model.geometry import Padding
-from deqflow.solvers import FixedPointMap, OutsideSolver, Rule, Status, solve
+from deqflow.model.images import check_images
+from deqflow.model.state import STRIDE, FlowState
+from deqflow.solvers import Evaluation, FixedPointMap, OutsideSolver, Rule, Status, StepRule, solve
 
 
 @dataclass(frozen=True)
@@ -137,20 +138,22 @@ class SolverBench:
             problem = self._problem(settings)
             z0 = _start(problem, settings, previous)
             rule = settings.rule
-            scale = None if isinstance(rule, OutsideSolver) else Weighed(rule)
-            watch = Watch(getattr(rule, "reports_best", True), stop or threading.Event(), on_eval)
+            weighed = None if isinstance(rule, OutsideSolver) else WeighedRule(rule)
+
+            def follow(evaluation: Evaluation) -> bool:
+                """Hand the residual on; the solve ends where this returns True."""
+                if on_eval is not None:
+                    on_eval(evaluation.number, float(evaluation.residual[0]))
+                return stop is not None and stop.is_set()
+
             synchronize(z0)
             started = time.perf_counter()
-            try:
-                result = solve(problem.f, z0, cast("Rule", scale or rule), settings.stop, on_eval=watch)
-                fz, outcome = result.fz, _OUTCOMES[Status(int(result.status[0]))]
-            except StoppedError:
-                fz, outcome = watch.best, "stopped"
+            result = solve(problem.f, z0, cast("Rule", weighed or rule), settings.stop, on_eval=follow)
             synchronize(z0)
             milliseconds = 1e3 * (time.perf_counter() - started)
-            state = FlowState(fz[:, :-2], fz[:, -2:])
+            state = FlowState.unpack(result.fz)
             flow = problem.padding.crop(problem.model.upsampler(state))[0].float().cpu()
-        pair, evaluations = problem.pair, len(watch.trace)
+        pair, evaluations = problem.pair, len(result.trace)
         error = endpoint_error(flow[None], pair.flow[None])[0].where(pair.valid, torch.nan)
         kept = problem.first_bytes + (evaluations - 1) * problem.further_bytes * problem.model.recurrent
         return SolverRun(
@@ -158,10 +161,10 @@ class SolverBench:
             pair=pair,
             flow=flow,
             error=error if bool(error.isfinite().any()) else None,
-            trace=tuple(watch.trace),
-            outcome=outcome,
+            trace=tuple(result.trace[:, 0].tolist()),
+            outcome=_OUTCOMES[Status(int(result.status[0]))],
             milliseconds=milliseconds,
-            solver_bytes=scale and scale.most,
+            solver_bytes=weighed and weighed.most,
             training_bytes=kept,
             state=state,
         )
@@ -172,6 +175,31 @@ class SolverBench:
             pair, model = self.pairs[settings.pair], self.models[settings.model]
             self._last = (key, _prepare(reduced(pair, settings.width), model, settings.precision))
         return self._last[1]
+
+
+class WeighedRule:
+    """A step rule that notes the most bytes held between two evaluations: z, f(z) and the rule's memory."""
+
+    def __init__(self, rule: StepRule) -> None:
+        self.rule, self.most = rule, 0
+
+    @property
+    def reports_best(self) -> bool:
+        """The rule's own."""
+        return self.rule.reports_best
+
+    def init(self, z0: Tensor) -> Any:
+        """The rule's own memory."""
+        self.most = 2 * z0.nbytes
+        return self.rule.init(z0)
+
+    def step(self, z: Tensor, fz: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """The rule's own step."""
+        proposal, memory = self.rule.step(z, fz, memory)
+        storages = [tensor.untyped_storage() for tensor in (z, fz, *(memory or ()))]
+        held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        self.most = max(self.most, sum(held.values()))
+        return proposal, memory
 
 
 def reduced(pair: FlowSample, width: int | None) -> FlowSample:
@@ -209,6 +237,7 @@ _OUTCOMES = {
     Status.CONVERGED: "converged",
     Status.MAX_EVALS: "budget spent",
     Status.NON_FINITE: "not finite",
+    Status.INTERRUPTED: "stopped",
 }
 
 
@@ -224,18 +253,15 @@ def _prepare(pair: FlowSample, model: FlowEstimator, precision: str) -> _Problem
     like = next(model.parameters())
     images = [image[None].to(like) for image in (pair.image1, pair.image2)]
     check_images(*images)
-    height, width = images[0].shape[-2:]
-    padding = Padding(height, width, STRIDE)
-    image1, image2 = (padding.pad(image) for image in images)
     with torch.enable_grad(), KeptForBackward(apart_from=model.parameters()) as kept:
-        f, z0 = model.fixed_point_map(image1, image2)
+        f, z0 = (problem := model.problem(*(model.encode(image) for image in images))).f, problem.z0
         first = f(z0.detach())
         first_bytes = kept.bytes
         second = f(first.detach())
         further_bytes = kept.bytes - first_bytes
-    del f, first, second  # and with them what autograd keeps
-    f, z0 = model.fixed_point_map(image1, image2)
-    return _Problem(pair, model, f, z0, padding, first_bytes, further_bytes)
+    del problem, f, first, second  # and with them what autograd keeps
+    problem = model.problem(*(model.encode(image) for image in images))
+    return _Problem(pair, model, problem.f, problem.z0, problem.padding, first_bytes, further_bytes)
 
 
 def _start(problem: _Problem, settings: RunSettings, previous: SolverRun | None) -> Tensor:
@@ -243,13 +269,13 @@ def _start(problem: _Problem, settings: RunSettings, previous: SolverRun | None)
     if settings.start == "random":
         generator = torch.Generator().manual_seed(settings.seed)
         z0 = torch.randn(z0.shape, generator=generator).to(z0)  # a flow of 1 px at 1/8 size: 8 px
-        z0[:, :-2] = z0[:, :-2].tanh()
+        FlowState.unpack(z0).hidden.tanh_()
     elif settings.start == "true flow":
-        z0[:, -2:] = _true_flow(problem, settings.pair)
+        FlowState.unpack(z0).flow.copy_(_true_flow(problem, settings.pair))
     elif settings.start == "previous solution":
         if previous is None:
             raise ValueError("There is no previous solution yet: run once from another start.")
-        packed = torch.cat([previous.state.hidden, previous.state.flow], 1)
+        packed = previous.state.pack()
         if packed.shape != z0.shape:
             raise ValueError(
                 f"The previous solution does not fit: its state has the shape {tuple(packed.shape[1:])}, this pair and "

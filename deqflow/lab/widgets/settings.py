@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from deqflow.model.estimator import flow_residual
+from deqflow.model.state import flow_residual
 from deqflow.solvers import Anderson, Broyden, Picard, Rule, Stop, scipy_solver
 
 RULES: dict[str, Callable[[float, int], Rule]] = {

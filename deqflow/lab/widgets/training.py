@@ -1,6 +1,5 @@
 """A training run to watch: its loss, error, residual and evaluations, a preview of the flow, Stop and Go on."""
 
-import base64
 import threading
 from collections.abc import Sequence
 
@@ -13,10 +12,11 @@ from plotly.subplots import make_subplots
 from deqflow.data.colors import flow_to_rgb
 from deqflow.data.datasets import FlowSample
 from deqflow.data.synthetic import SyntheticPairs
+from deqflow.lab.plots.encoding import png_address
 from deqflow.lab.widgets.base import Background, LiveFigure, StillPanel
-from deqflow.lab.widgets.pictures import png
 from deqflow.model.estimator import FlowEstimator
 from deqflow.training import HELD_OUT_SEED, Progress, Trainer
+from deqflow.training.objective import set_training
 
 TITLES = (
     "loss (px)",
@@ -155,12 +155,12 @@ class TrainingPanel(StillPanel):
         estimator.eval()
         with torch.no_grad():
             output = estimator(*(image[None].to(device) for image in (self.preview.image1, self.preview.image2)))
-        estimator.train(training)
+        if training:
+            set_training(estimator, self.trainer.config)  # what is frozen stays frozen
         return output.flow[0].cpu()
 
     def _picture(self, flow: torch.Tensor) -> str:
-        source = png(flow_to_rgb(flow, largest=self._largest))
-        return "data:image/png;base64," + base64.b64encode(source).decode()
+        return png_address(flow_to_rgb(flow, largest=self._largest))
 
 
 def _curve(x: list[int], y: list[float], name: str, color: str, legend: bool) -> dict:

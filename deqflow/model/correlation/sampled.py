@@ -51,7 +51,16 @@ class SampledCorrelation:
         for level, keys in enumerate(self.keys):
             windows = windows_around(x / 2**level, y / 2**level, self.radius, (keys.shape[1], keys.shape[2]))
             offsets = windows.across, windows.down
-            found.append(_SampledWindow.apply(self.queries, keys, *offsets, windows.left, windows.top, self.radius))
+            found.append(
+                _SampledWindow.apply(
+                    self.queries.view_as(self.queries),
+                    keys.view_as(keys),
+                    *offsets,
+                    windows.left,
+                    windows.top,
+                    self.radius,
+                )
+            )
         return torch.cat(found, dim=-1).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def subset(self, rows: Tensor) -> "SampledCorrelation":

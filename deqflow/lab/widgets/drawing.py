@@ -1,10 +1,8 @@
 """What the playground shows: runs as pictures, curves, rows of a table, and the still of a few of them."""
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
-import cv2
 import matplotlib
 import numpy as np
 import plotly.graph_objects as go
@@ -13,16 +11,12 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from deqflow.data.colors import flow_to_rgb
+from deqflow.lab.plots.encoding import png_address
 from deqflow.lab.widgets.runs import SolverRun
 
 HOVER = "%{y:.3g} px after %{x} evaluations"
 COLORS = qualitative.Plotly
 STILL_WIDTH = 240  # columns of a still's maps, at most: pages stay light
-
-
-def png(rgb: np.ndarray) -> bytes:
-    """An RGB picture (H, W, 3) uint8 as a file's bytes."""
-    return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def image_rgb(image: Tensor) -> np.ndarray:
@@ -121,8 +115,7 @@ def still(runs: Sequence[SolverRun]) -> go.Figure:
 def _maps(figure: go.Figure, run: SolverRun, row: int, largest: float) -> None:
     """Draw a run's flow and error into a row, under a line that says what it came to."""
     step = -(-run.flow.shape[-1] // STILL_WIDTH)
-    flow = png(flow_to_rgb(run.flow[:, ::step, ::step], largest=largest))
-    source = "data:image/png;base64," + base64.b64encode(flow).decode()
+    source = png_address(flow_to_rgb(run.flow[:, ::step, ::step], largest=largest))
     figure.add_image(source=source, hoverinfo="skip", row=row, col=1)
     if run.error is not None:
         error = run.error[::step, ::step].numpy()

@@ -1,0 +1,96 @@
+"""What an estimator returns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deqflow.model.geometry import Padding
+from deqflow.model.state import STRIDE, FlowState
+from deqflow.solvers import SolverResult, Status, rms
+
+
+@dataclass(frozen=True, repr=False)
+class FlowOutput:
+    """What an estimator returns, in training and in evaluation alike.
+
+    Attributes:
+        flow: (B, 2, H, W), from the first image to the second, x right, y down, in pixels.
+        flows: the flow at each correction, oldest first; the last is ``flow``. One entry in evaluation.
+        state: hidden state and flow at the coarse size, from f(z): what a next solve may start from.
+        solve: the solver's account; its residual is the RMS change of the flow in full-size pixels, (B,).
+        padding: by which the images were padded.
+        stride: image pixels to a pixel of the state.
+    """
+
+    flow: Tensor
+    flows: tuple[Tensor, ...]
+    state: FlowState
+    solve: SolverResult
+    padding: Padding
+    stride: int = STRIDE
+
+    @property
+    def hidden_residual(self) -> Tensor:
+        """RMS change of the hidden state in the reported evaluation, (B,), no unit."""
+        return rms(self._moved.hidden)
+
+    @property
+    def residual_map(self) -> Tensor:
+        """How far the reported evaluation moved the flow at each pixel, (B, H, W), in full-size pixels.
+
+        Bilinear between the coarse pixels; its root mean square there is ``solve.residual`` times the root of 2,
+        which counts both components as one length.
+        """
+        moved = self.stride * torch.linalg.vector_norm(self._moved.flow, dim=1, keepdim=True)
+        fine = F.interpolate(moved, scale_factor=self.stride, mode="bilinear", align_corners=False)
+        return self.padding.crop(fine)[:, 0]
+
+    @property
+    def _moved(self) -> FlowState:
+        return FlowState.unpack(self.solve.fz - self.solve.z)
+
+    def __repr__(self) -> str:
+        """The shapes and how the solve ended, in a few lines."""
+        batch, _, height, width = self.flow.shape
+        length = torch.linalg.vector_norm(self.flow.detach().float(), dim=1)
+        endings = ", ".join(sorted({Status(int(status)).name.lower() for status in self.solve.status}))
+        return (
+            f"FlowOutput: {batch} flow field{'s' * (batch > 1)} of {width} x {height} px, "
+            f"on {self.flow.device}, mean length {float(length.mean()):.3g} px, longest {float(length.max()):.3g} px\n"
+            f"  solve: {endings} after {int(self.solve.evals.max())} evaluations; the last one moved the flow by "
+            f"{float(self.solve.residual.max()):.2g} px (tolerance {self.solve.stop.atol:g} px)\n"
+            f"  state: hidden {tuple(self.state.hidden.shape)}, flow {tuple(self.state.flow.shape)}; "
+            f"{len(self.flows)} correction{'s' * (len(self.flows) > 1)}"
+        )
+
+    def numpy(self) -> np.ndarray:
+        """The flow as an array, (H, W, 2) for one pair, else (B, H, W, 2), float32, in pixels."""
+        flow = self.flow.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+        return flow[0] if len(flow) == 1 else flow
+
+    def show(self) -> Any:
+        """The flow of the first pair as a PIL image in Middlebury's colours; a notebook shows it."""
+        from PIL import Image
+
+        from deqflow import flow_to_rgb  # the package's own name: the model itself knows no colours
+
+        return Image.fromarray(flow_to_rgb(self.flow[0].detach().float().cpu()))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the flow of one pair to a file whose suffix names the format (:func:`deqflow.write_flow`).
+
+        Raises:
+            ValueError: the output holds several pairs, or the suffix is not known.
+        """
+        if len(self.flow) != 1:
+            raise ValueError(
+                f"save expects the output of one pair, got {len(self.flow)}: call deqflow.write_flow for each."
+            )
+        from deqflow import write_flow  # the package's own name: the model itself knows no file formats
+
+        return write_flow(path, self.flow[0].detach().float().cpu())

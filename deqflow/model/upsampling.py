@@ -1,0 +1,38 @@
+"""From the state to the flow at full size (RAFT, section 3.3)."""
+
+from torch import Tensor, nn
+
+from deqflow.model.geometry import upsample_bilinear, upsample_convex
+from deqflow.model.state import STRIDE, FlowState
+
+
+class ConvexUpsampler(nn.Module):
+    """Predicts from the hidden state how to combine coarse neighbours (RAFT, section 3.3).
+
+    Args:
+        hidden: channels of the hidden state.
+        width: of the layer before the mask.
+        stride: image pixels to a coarse pixel.
+        scale: of the mask: balances the gradient that reaches it against the one that reaches the flow (RAFT).
+    """
+
+    def __init__(self, hidden: int, width: int, stride: int = STRIDE, scale: float = 0.25) -> None:
+        super().__init__()
+        self.stride, self.scale = stride, scale
+        self.mask = nn.Sequential(nn.Conv2d(hidden, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 9 * stride**2, 1))
+
+    def forward(self, state: FlowState) -> Tensor:
+        """Return the flow at full size, (B, 2, s h, s w), in pixels."""
+        return upsample_convex(state.flow, self.scale * self.mask(state.hidden).float(), self.stride)
+
+
+class BilinearUpsampler(nn.Module):
+    """Upsampling without parameters (RAFT-small)."""
+
+    def __init__(self, stride: int = STRIDE) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, state: FlowState) -> Tensor:
+        """Return the flow at full size, (B, 2, s h, s w), in pixels."""
+        return upsample_bilinear(state.flow, self.stride)

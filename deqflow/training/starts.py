@@ -1,0 +1,83 @@
+"""Where the solves of a training step start: some samples elsewhere than the model does, so that all ways lead home.
+
+An equilibrium that is reached from any start profits from more evaluations (Anil et al. 2022, path independence).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deqflow.model.problem import FlowProblem
+from deqflow.model.state import FlowState
+
+StartName = Literal["random", "truth", "other", "noise"]
+STARTS: tuple[StartName, ...] = ("random", "truth", "other", "noise")
+DISTURBANCE = (0.2, 5.0)  # px, RMS; log-spread
+
+
+def coarse_truth(flow: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """The true flow at the state's size: mean of the known vectors in each cell.
+
+    Args:
+        flow: (B, 2, s h, s w) in pixels.
+        valid: (B, s h, s w) booleans.
+        stride: s, image pixels to a pixel of the state.
+
+    Returns:
+        The flow, (B, 2, h, w) in coarse pixels, zero where nothing is known, and where half a cell or more is known,
+        (B, h, w) booleans.
+    """
+    known = valid[:, None].to(flow.dtype)
+    share = F.avg_pool2d(known, stride)
+    mean = F.avg_pool2d(torch.where(valid[:, None], flow, 0.0), stride) / share.clamp_min(1e-6)
+    return torch.where(share > 0, mean, 0.0) / stride, share[:, 0] >= 0.5
+
+
+def draw_starts(
+    problem: FlowProblem, truth: Tensor, share: float, generator: torch.Generator, kinds: tuple[StartName, ...] = STARTS
+) -> Tensor:
+    """The packed start of each sample: the model's own, or with probability ``share`` one of ``kinds``.
+
+    - "random": hidden state tanh of normal numbers, flow normal with 8 px;
+    - "truth": the true flow, disturbed by smooth or white noise of 0.2 to 5 px, the model's own hidden state;
+    - "other": another sample's true flow and a random hidden state;
+    - "noise": the model's own start, the flow disturbed.
+
+    Args:
+        problem: of the batch.
+        truth: (B, 2, h, w) in coarse pixels.
+        share: from 0 to 1.
+        generator: on the CPU.
+        kinds: to draw from.
+    """
+    if share == 0:
+        return problem.z0
+    own = FlowState.unpack(problem.z0)
+    chosen = torch.rand(len(truth), generator=generator) < share
+    which = torch.randint(len(kinds), (len(truth),), generator=generator)
+    hidden, flow = own.hidden.clone(), own.flow.clone()
+    stride = problem.estimator.stride
+    for row in chosen.nonzero().flatten().tolist():
+        kind = kinds[int(which[row])]
+        if kind in ("random", "other"):
+            hidden[row] = torch.randn(hidden[row].shape, generator=generator).tanh().to(hidden)
+        if kind == "random":
+            flow[row] = torch.randn(flow[row].shape, generator=generator).to(flow)
+        elif kind == "other":
+            flow[row] = truth[(row + 1) % len(truth)].to(flow)
+        else:
+            base = truth[row] if kind == "truth" else flow[row]
+            flow[row] = base.to(flow) + disturbance(flow[row : row + 1], stride, generator)[0]
+    return FlowState(hidden, flow).pack()
+
+
+def disturbance(flow: Tensor, stride: int, generator: torch.Generator) -> Tensor:
+    """White or smooth noise, (B, 2, h, w) in coarse pixels, of 0.2 to 5 full-size pixels RMS, drawn for each sample."""
+    least, greatest = DISTURBANCE
+    size = least * (greatest / least) ** torch.rand(len(flow), 1, 1, 1, generator=generator)
+    noise = torch.randn(flow.shape, generator=generator)
+    smooth = F.avg_pool2d(noise, 5, stride=1, padding=2, count_include_pad=False)
+    noise = torch.where(torch.rand(len(flow), 1, 1, 1, generator=generator) < 0.5, noise, smooth)
+    return (noise * size / stride / noise.square().mean((1, 2, 3), keepdim=True).sqrt()).to(flow)

@@ -1,0 +1,54 @@
+"""The flow of two images in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from deqflow.data.images import ImageLike, as_images
+from deqflow.model.checkpoints import load
+from deqflow.model.estimator import FlowEstimator
+from deqflow.model.output import FlowOutput
+from deqflow.model.precision import choose_device
+from deqflow.model.scales import estimate_at_scales
+from deqflow.solvers import Rule, Stop
+
+
+def flow(
+    image1: ImageLike,
+    image2: ImageLike,
+    *,
+    model: str | Path | FlowEstimator = "deqflow-small",
+    scales: Sequence[float] = (1.0,),
+    device: str | torch.device = "auto",
+    max_evals: int | None = None,
+    atol: float | None = None,
+    rule: Rule | None = None,
+) -> FlowOutput:
+    """Estimate the flow from one image to another; no graph is recorded.
+
+    Args:
+        image1, image2: paths, PIL images, NumPy arrays or tensors, one image or a batch, of any layout that
+            :func:`deqflow.data.images.as_images` knows.
+        model: name of a shipped model, path of a checkpoint, or an estimator.
+        scales: factors by which the images are resized, ascending, see :func:`deqflow.estimate_at_scales`: each solve
+            starts from the last one's.
+        device: to estimate on; "auto" takes a GPU where there is one. An estimator given as ``model`` stays where it
+            is.
+        max_evals, atol: budget in evaluations, and tolerance in pixels; the model's own if not given.
+        rule: solver; the model's own if not given.
+
+    Returns:
+        The output at the last scale; its ``flow``, (B, 2, H, W), is in pixels of the images given.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: the images, the scales or the model cannot be used.
+    """
+    images = (as_images(image1, "image1"), as_images(image2, "image2"))
+    estimator = model if isinstance(model, FlowEstimator) else load(model).to(choose_device(device))
+    where = next(estimator.parameters()).device
+    first, second = (image.to(where) for image in images)
+    stop = estimator.equilibrium.eval_stop
+    stop = Stop(max_evals=stop.max_evals if max_evals is None else max_evals, atol=stop.atol if atol is None else atol)
+    with torch.no_grad():
+        return estimate_at_scales(estimator, first, second, scales, rule=rule, stop=stop).output
