@@ -1,4 +1,4 @@
-"""The paper's claims, and what the committed results say of each (Bai, Geng, Savani and Kolter 2022)."""
+"""The paper's claims (Bai, Geng, Savani and Kolter 2022), and what the committed results say about each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ import numpy as np
 from deqflow.evidence.results import curves
 
 Results = dict[str, Any]
-Finding = tuple[str, str]  # does it hold: yes, in part or no; and the figures
+Finding = tuple[str, str]  # whether the claim holds (yes, in part or no), and the figures
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, where it is asked, and how results are put into words.
+    """A claim, the notebook that measures it, and how its results become a sentence.
 
     Attributes:
-        number: as the notebooks call it.
+        number: its name in the notebooks.
         says: the claim.
-        notebook: which asks it; its published results come first.
-        find: takes the results of the notebook, then those of ``beside``.
+        notebook: the name of the notebook and of its published results.
+        find: called with the results of the notebook and then with those of ``beside``.
         beside: names of further results files.
     """
 
@@ -96,6 +96,7 @@ def _same_evaluations(results: Results, accuracy: Results) -> Finding:
     found = {}
     for k in ("12", "96"):
         sets = [figures["methods"] for figures in accuracy["sets"].values()]
+        sets = [methods for methods in sets if methods["deqflow-small"]["at"][k]["error_px"] is not None]
         ratios = [
             methods["deqflow-small"]["at"][k]["error_px"] / methods["raft-small-twin"]["at"][k]["error_px"]
             for methods in sets
@@ -168,13 +169,13 @@ CLAIMS = (
 
 
 def claim_rows(load: Callable[[str], Results]) -> list[list[str]]:
-    """For each claim: itself, whether it holds, what was measured, and the notebook.
+    """A table row for each claim: the claim, whether it holds, the measured figures, and the notebook.
 
     Args:
         load: returns published results by name.
 
     Raises:
-        ValueError: a notebook's results are not of the full profile.
+        ValueError: the results of a notebook are not from the full profile.
     """
     rows = []
     for claim in CLAIMS:

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/measured.md, made from the results files that are committed beside them."""
+"""The tables of README.md and docs/measured.md, made from the committed results files in reports/published."""
 
 import re
 import sys
@@ -16,14 +16,14 @@ Load = Callable[[str], Results]  # a results file, by its name
 
 
 def markdown(head: list[str], rows: Rows) -> str:
-    """A markdown table; columns of numbers are set to the right."""
+    """A markdown table. Columns of numbers are aligned to the right."""
     numbers = [all(row[i][:1].isdigit() for row in rows) for i in range(len(head))]
     lines = [head, ["---:" if number else "---" for number in numbers], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def estimators(results: Results) -> str:
-    """Every estimator: its parameters, where published weights come from, and how loading was checked."""
+    """Every estimator: its parameters, the source of published weights, and how loading was checked."""
     rows = []
     for row in sorted(results["rows"], key=lambda row: (row["model"].split()[0], row["parameters"])):
         checked = {"names": "names and shapes", "ours": "tests"}.get(row["checked"])
@@ -33,12 +33,12 @@ def estimators(results: Results) -> str:
 
 
 def corrections(results: Results) -> str:
-    """Error and residual after some evaluations, by the number of corrections: mean and spread over seeds."""
+    """Error and residual after 12 and 96 evaluations by number of corrections: mean and spread over seeds."""
     return _curves(results, "corrections")
 
 
 def gradients(results: Results) -> str:
-    """The same by gradient mode, with the seconds that training took."""
+    """The same by gradient mode, with the seconds of the training."""
     seconds: dict[str, list[float]] = {}
     for run in results["runs"]:
         seconds.setdefault(run["variant"], []).append(run["seconds"])
@@ -46,7 +46,7 @@ def gradients(results: Results) -> str:
 
 
 def video(results: Results) -> str:
-    """Fixed-point reuse: evaluations a pair, error and flicker of each policy, to a loose and to a tight tolerance."""
+    """Fixed-point reuse: evaluations a pair, error and flicker of each policy, for a loose and a tight tolerance."""
     rows = {(row["clip"], row["atol_px"], row["policy"]): row for row in results["rows"]}
     tolerances = sorted({atol for _, atol, _ in rows}, reverse=True)
     policies = list(dict.fromkeys(policy for *_, policy in rows))
@@ -79,7 +79,7 @@ def _curves(results: Results, what: str, extra: dict[str, str] | None = None) ->
 
 
 def bench(results: Results) -> str:
-    """What was to be reached in time and memory, and what was."""
+    """The goals for time and memory, the measured values, and whether each goal was reached."""
     rows = []
     for row in (row for part in results["parts"].values() for row in part["rows"]):
         bounds = (("at least", row["at_least"]), ("at most", row["at_most"]))
@@ -91,9 +91,8 @@ def bench(results: Results) -> str:
 
 
 def accuracy(results: Results) -> str:
-    """End-point error on each set, of models at some evaluations and with early stop, beside DIS and zero flow."""
-    counts = [str(k) for k in results["config"]["evals"]]
-    shown = ("12", "96" if "96" in counts else counts[-1])  # what the paper's claim of convergence is about
+    """End-point error on each set: models after 12 and 96 evaluations and with early stop, DIS, and zero flow."""
+    shown = _shown(results)
     models = results["models"]
     head = ["set", "pairs", "zero flow", "DIS"]
     for name, model in models.items():
@@ -112,7 +111,7 @@ def accuracy(results: Results) -> str:
 
 
 def accuracy_by_evaluations(results: Results) -> str:
-    """Error of each model after each number of evaluations, and what they cost, beside DIS."""
+    """Error of each model after each number of evaluations, and its milliseconds, beside DIS."""
     evals = [str(k) for k in results["config"]["evals"]]
     rows = []
     for title, measured in results["sets"].items():
@@ -126,12 +125,39 @@ def accuracy_by_evaluations(results: Results) -> str:
     return markdown(["set", "model", *evals, f"ms: for {evals[0]}, each further"], rows)
 
 
+def accuracy_within(results: Results) -> str:
+    """Share of pixels within 1, 3 and 5 px on each set: models after 12 and 96 evaluations, DIS, and zero flow."""
+    shown = _shown(results)
+    head = ["set", "zero flow", "DIS", *(f"{name} at {k}" for name in results["models"] for k in shown)]
+    rows = []
+    for title, measured in results["sets"].items():
+        methods = measured["methods"]
+        figures = [methods["zero flow"], methods["DIS"]]
+        figures += [methods[name]["at"][k] for name in results["models"] for k in shown]
+        rows.append([title, *(_within(each) for each in figures)])
+    return markdown(head, rows)
+
+
+def _shown(results: Results) -> tuple[str, str]:
+    """The two numbers of evaluations that tables show: 12, and 96 or the largest, for the claim of convergence."""
+    counts = [str(k) for k in results["config"]["evals"]]
+    return "12", "96" if "96" in counts else counts[-1]
+
+
 def _error(figures: Results) -> str:
-    return f"{figures['error_px']:.2f}"
+    return "not known" if figures["error_px"] is None else f"{figures['error_px']:.2f}"
+
+
+def _within(figures: Results) -> str:
+    if "within" not in figures:
+        return "not measured"  # by results files that are older than these shares
+    if figures["error_px"] is None:
+        return "not known"
+    return " / ".join(f"{100 * share:.0f}" for share in figures["within"].values()) + " %"
 
 
 def confidence(results: Results) -> str:
-    """What the confidence is worth on each set, beside forward-backward consistency alone."""
+    """Calibration and sparsification of the confidence on each set, beside the forward-backward error alone."""
     rows = []
     for row in results["rows"]:
         ours, alone = row["confidence"], row["consistency"]
@@ -152,16 +178,16 @@ def confidence(results: Results) -> str:
 
 
 def claims(load: Load) -> str:
-    """The paper's claims, and what was measured here."""
+    """The paper's claims, and the measurements of this project."""
     return markdown(["claim", "holds here", "measured", "notebook"], claim_rows(load))
 
 
 def _of(file: str, make: Callable[[Results], str]) -> Callable[[Load], str]:
-    """A table that is made from one results file."""
+    """The table that a function makes from one results file."""
     return lambda load: make(load(file))
 
 
-PAGES = ("README.md", "docs/measured.md")  # that have tables
+PAGES = ("README.md", "docs/measured.md")  # the pages with tables
 TABLES: dict[str, Callable[[Load], str]] = {
     "claims": claims,
     "estimators": _of("estimators", estimators),
@@ -173,15 +199,16 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "bench-gpu": _of("bench-gpu", bench),
     "accuracy": _of("accuracy", accuracy),
     "accuracy-by-evaluations": _of("accuracy", accuracy_by_evaluations),
+    "accuracy-within": _of("accuracy", accuracy_within),
     "accuracy-at-two-scales": _of("accuracy-at-two-scales", accuracy),
 }
 
 
 def fill(text: str) -> str:
-    """Return a markdown text with each table between its two marks made anew.
+    """Return a markdown text in which each table between two marks is made again.
 
     Raises:
-        ValueError: a mark names no table.
+        ValueError: a mark has the name of no table.
         FileNotFoundError: a table's results file is missing.
     """
 
@@ -196,7 +223,7 @@ def fill(text: str) -> str:
 
 
 def update(path: str | Path) -> bool:
-    """Fill the tables of a file in; return whether that changed it."""
+    """Fill in the tables of a file; return whether the file changed."""
     path = Path(path)
     old = path.read_text()
     new = fill(old)
@@ -206,7 +233,7 @@ def update(path: str | Path) -> bool:
 
 
 def main(files: list[str]) -> None:
-    """Fill in the tables of these markdown files, of :data:`PAGES` if none is given."""
+    """Fill in the tables of these markdown files, or of :data:`PAGES` if none is given."""
     root = Path(__file__).parents[1]
     for file in files or [str(root / page) for page in PAGES]:
         print(f"{file}: {'changed' if update(file) else 'unchanged'}.")

@@ -8,11 +8,11 @@ import torch
 from pairs import problem_of
 
 import deqflow
+from bench.costs import alternate
 from bench.setting import Row, device, held_out, photographs, real_pairs, reference_base
 from deqflow import FlowEstimator
 from deqflow.data.datasets import FlowSample
 from deqflow.data.metrics import mean_endpoint_error
-from deqflow.evidence.costs import alternate
 from deqflow.solvers import Anderson, Broyden, Picard, Rule, Stop, solve
 
 TOLERANCES = (0.05, 0.1, 0.3)  # px

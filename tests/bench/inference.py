@@ -4,9 +4,9 @@ import torch
 from pairs import map_of
 
 import deqflow
+from bench.costs import alternate, matrix_peak, work
 from bench.plain import PlainFlow
 from bench.setting import DATA, Row, autocast, device, photographs, real_pairs, reference_base
-from deqflow.evidence.costs import alternate, matrix_peak, work
 from deqflow.solvers import Stop
 
 EVALS = 24

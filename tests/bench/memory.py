@@ -4,9 +4,10 @@ import time
 
 import torch
 
+from bench.costs import fitted_exponent, peak_of_a_process
 from bench.setting import Row, device, photographs
 from deqflow import build
-from deqflow.evidence.costs import MIB, fitted_exponent, peak_of_a_process, step_cost
+from deqflow.evidence.costs import MIB, step_cost
 from deqflow.solvers import Stop
 
 LEAN = {"correlation": "sampled", "checkpoint_encoders": True}

@@ -2,9 +2,9 @@
 
 import torch
 
+from bench.costs import alternate, matrix_peak, work
 from bench.setting import Row, autocast, device, photographs
 from deqflow import build
-from deqflow.evidence.costs import alternate, matrix_peak, work
 
 CROP = (368, 496)
 

@@ -55,6 +55,7 @@ def arithmetic() -> str:
     return digest(warped, large, powers)
 
 
+@pytest.mark.claims
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("index", [0, 1, 7])
 def test_todays_pairs_are_those_that_the_shipped_weights_were_trained_on(name, index):

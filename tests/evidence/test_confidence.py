@@ -173,6 +173,7 @@ def test_a_fit_says_what_it_expects():
         fit(values, np.full(4, 0.2))
 
 
+@pytest.mark.claims
 def test_confidence_is_calibrated_on_scenes_of_its_kind_and_better_than_consistency(estimator, fitted):
     pairs = SyntheticPairs(5, seed=11, config=SCENES)
     told = []

@@ -5,73 +5,17 @@ import torch
 
 from deqflow import build
 from deqflow.evidence.costs import (
-    MIB,
-    Timings,
-    alternate,
     at_depth,
     costs_over_depth,
-    fitted_exponent,
     kept_by_part,
-    matrix_peak,
-    peak_of_a_process,
     seconds_of,
     step_cost,
-    work,
 )
 from deqflow.evidence.diagnostics import KeptForBackward, LiveTensors
 
 
-def test_functions_are_timed_in_turns_after_a_turn_that_does_not_count():
-    calls = []
-    timings = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
-    assert "".join(calls) == "abababab"
-    assert {name: len(values) for name, values in timings.seconds.items()} == {"a": 3, "b": 3}
-
-
-def test_ratios_are_medians_of_turns():
-    timings = Timings({"slow": (4.0, 8.0, 100.0), "fast": (2.0, 2.0, 1.0)})
-    assert timings.ratio("slow", "fast") == 4.0
-    assert timings.median("slow") == 8.0
-
-
 def test_seconds_are_seconds():
     assert 0.05 <= seconds_of(lambda: time.sleep(0.05)) < 5
-
-
-@pytest.mark.parametrize(("functions", "repeats"), [({}, 5), ({"a": int}, 0)])
-def test_there_must_be_something_to_time(functions, repeats):
-    with pytest.raises(ValueError, match="alternate expects functions and at least 1 repeat, got"):
-        alternate(functions, repeats=repeats)
-
-
-def test_work_is_counted_in_multiplications_and_additions():
-    left, right = torch.zeros(3, 5), torch.zeros(5, 7)
-    assert work(lambda: left @ right) == 2 * 3 * 5 * 7
-    assert matrix_peak(torch.float32, side=64) > 1e6
-
-
-def test_exponents_are_those_of_a_power_law():
-    sizes = [0.1, 0.5, 2.0, 8.0]
-    assert fitted_exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
-
-
-def fill(megabytes):
-    return float(torch.ones(megabytes * MIB // 4).sum())
-
-
-def fail(_):
-    raise SystemExit(3)
-
-
-def test_a_process_of_its_own_tells_its_peak():
-    (little, _), (much, total) = peak_of_a_process(fill, 1), peak_of_a_process(fill, 301)
-    assert total == 301 * MIB // 4
-    assert 280 * MIB < much - little < 320 * MIB
-
-
-def test_a_process_that_dies_is_an_error():
-    with pytest.raises(RuntimeError, match="ended with exit status 3: is there enough memory"):
-        peak_of_a_process(fail, 1)
 
 
 def test_live_tensors_are_counted_once_and_while_they_live():

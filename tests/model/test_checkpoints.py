@@ -134,6 +134,7 @@ def test_a_shipped_model_loads_by_name(name, pictures):
     assert read_metadata(name)[0] == estimator.config
 
 
+@pytest.mark.claims
 def test_the_shipped_model_sees_motion(generator):
     texture = 255 * torch.rand(1, 3, 12, 16, generator=generator)
     texture = torch.nn.functional.interpolate(texture, scale_factor=8, mode="bicubic").clamp(0, 255)

@@ -34,6 +34,7 @@ def test_at_one_scale_it_is_the_estimator(estimator, pairs):
     assert torch.equal(got.outputs[0].solve.residual, expected.solve.residual)
 
 
+@pytest.mark.claims
 def test_the_second_scale_is_finer_and_begins_near_its_end(estimator, pairs):
     image1, image2, truth, valid = pairs
     with torch.no_grad():
@@ -48,6 +49,7 @@ def test_the_second_scale_is_finer_and_begins_near_its_end(estimator, pairs):
     assert warm < 0.8 * cold, "the first evaluation has less to move"
 
 
+@pytest.mark.claims
 def test_a_coarse_scale_finds_what_is_too_far_for_the_fine_one(estimator):
     generator = torch.Generator().manual_seed(0)
     canvas = F.interpolate(255 * torch.rand(1, 3, 30, 40, generator=generator), size=[240, 320], mode="bicubic")

@@ -128,6 +128,13 @@ def test_a_row_gives_the_figures_and_the_way_to_the_notebook():
     assert "the error changes by a factor of 1.00 (goal: 1.01), that of the recurrent twin by 1.30" in rows["C9"][2]
 
 
+def test_sets_without_a_known_flow_do_not_count():
+    files = accuracy((1.0, 1.0), (1.2, 1.5))
+    unknown = accuracy((None, None), (None, None))["sets"]["a"]
+    changed = {"sets": files["sets"] | {"unknown": unknown}}
+    assert claim_rows(results(accuracy=changed).__getitem__) == claim_rows(results().__getitem__)
+
+
 def test_results_of_a_short_run_are_refused():
     files = results()
     files["07_sparse_correction"]["profile"] = "short"
@@ -137,5 +144,6 @@ def test_results_of_a_short_run_are_refused():
         claim_rows(files.__getitem__)
 
 
+@pytest.mark.claims
 def test_the_committed_results_have_all_that_is_asked():
     assert len(claim_rows(lambda name: load_results(published(name)))) == 9

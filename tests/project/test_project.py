@@ -115,6 +115,13 @@ def test_links_lead_somewhere(page):
     assert not lost
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_named_on_a_page_exist(page):
+    for name, path in re.findall(r"\[(test_\w+)\]\(([^)\s]+\.py)\)", page.read_text()):
+        text = (page.parent / path).read_text()
+        assert re.search(rf"^def {name}\b", text, re.M), f"{path} has no {name}"
+
+
 def test_the_citation_is_of_this_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -15,6 +15,7 @@ RUNS = {
 }  # fmt: skip
 
 
+@pytest.mark.claims
 def test_the_pages_say_what_the_results_files_say():
     texts = [(ROOT / page).read_text() for page in tables.PAGES]
     shown = [name for text in texts for name in re.findall(r"<!-- table: ([\w-]+) -->", text)]
@@ -83,6 +84,40 @@ def test_the_table_by_evaluations_has_a_row_a_set_and_model():
     head, _, row = tables.accuracy_by_evaluations(results).splitlines()
     assert head == "| set | model | 1 | 4 | 101 | ms: for 1, each further |"
     assert row == "| kitti (DIS: 2.35 in 8 ms) | deq | 1.50 | 1.25 | 1.00 | 10 + 5.0 |"
+
+
+def test_shares_within_1_3_and_5_px_have_a_table_of_their_own():
+    known = {"error_px": 1.0, "within": {"1": 0.5, "3": 0.75, "5": 0.996}}
+    unknown = {"error_px": None, "within": {"1": None, "3": None, "5": None}}
+    results = {
+        "config": {"evals": [12, 24]},
+        "models": {"deq": {"recurrent": False}},
+        "sets": {
+            name: {"pairs": 1, "methods": {"zero flow": figures, "DIS": figures, "deq": {"at": at}}}
+            for name, figures in (("kitti", known), ("test", unknown), ("old", {"error_px": 1.0}))
+            for at in [{"12": figures, "24": figures}]
+        },
+    }
+    lines = tables.accuracy_within(results).splitlines()
+    assert lines[0] == "| set | zero flow | DIS | deq at 12 | deq at 24 |"
+    assert lines[2] == "| kitti |" + 4 * " 50 / 75 / 100 % |"
+    assert lines[3] == "| test |" + 4 * " not known |"
+    assert lines[4] == "| old |" + 4 * " not measured |"
+
+
+def test_sets_without_a_known_flow_have_their_row():
+    figures = {"error_px": None, "ms": 8.0}
+    methods = {"zero flow": figures, "DIS": figures, "deq": {"at": {"12": figures, "24": figures}}}
+    methods["deq"]["stopped"] = figures | {"evaluations": 9.0}
+    results = {
+        "config": {"evals": [12, 24]},
+        "models": {"deq": {"recurrent": False}},
+        "sets": {"test": {"pairs": 3, "methods": methods}},
+    }
+    assert tables.accuracy(results).splitlines()[2] == (
+        "| test | 3 | not known | not known | not known | not known | not known after 9 |"
+    )
+    assert "not known" in tables.accuracy_by_evaluations(results)
 
 
 def test_policies_stand_side_by_side_to_a_loose_and_a_tight_tolerance():

@@ -15,6 +15,7 @@ def test_every_shipped_model_has_a_recipe():
     assert set(RECIPES) == set(SHIPPED)
 
 
+@pytest.mark.claims
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_recipe_is_the_one_inside_the_checkpoint(name):
     stored = read_metadata(name)[1]

@@ -108,6 +108,7 @@ def test_recurrent_models_carry_the_flow_alone_and_others_both(estimator, twin, 
     assert not torch.equal(second.flow, problem.solve(start=carry(first.output.state, "warp"), stop=STOP).flow)
 
 
+@pytest.mark.claims
 def test_a_twins_flow_alone_is_a_start_nearer_to_the_end_than_none(twin, moving):
     cold, warm = (run_clip(twin, VideoSample([x[0] for x in moving]), policy, STOP) for policy in ("reset", "flow"))
     assert [step.reset for step in warm] == [True, *[False] * 4]
@@ -115,6 +116,7 @@ def test_a_twins_flow_alone_is_a_start_nearer_to_the_end_than_none(twin, moving)
         assert one.start_residual < 0.7 * other.start_residual
 
 
+@pytest.mark.claims
 @pytest.mark.parametrize("policy", ["warp", "reuse"])
 def test_a_carried_start_is_nearer_to_the_end_and_needs_less(estimator, moving, policy):
     cold = run_clip(estimator, VideoSample([x[0] for x in moving]), "reset", STOP)
@@ -198,6 +200,7 @@ def test_a_cut_resets_and_costs_at_most_one_evaluation(estimator, with_cut, poli
     }
 
 
+@pytest.mark.claims
 def test_a_cut_that_brightness_does_not_show_is_seen_by_the_residual(estimator, with_cut):
     blind = CutRule(photometric_above=1e9, residual_times=2.0, residual_above=0.5)
     warm = VideoFlow(estimator, stop=STOP, cut=blind)

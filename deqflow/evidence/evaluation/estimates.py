@@ -66,7 +66,7 @@ def estimate_pair(
         if coarser:
             found = estimate_at_scales(estimator, image1, image2, coarser).outputs[-1].state
             start = carry_to_scale(found, images[0], estimator.stride)
-        padding = Padding(*images[0].shape[-2:], estimator.stride, where)
+        padding = Padding(images[0].shape[-2], images[0].shape[-1], estimator.stride, where)
         problem = estimator.problem(*(estimator.encode(image, padding=padding) for image in images))
         before = clock.start()
         solved = solve_budgets(
