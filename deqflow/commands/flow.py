@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The choices of deqflow.video and deqflow.data.synthetic, repeated here since help does without torch; a test holds
 # that they agree.
-Policy = Literal["reset", "reuse", "warp"]
+Policy = Literal["reset", "reuse", "warp", "flow"]
 Drawing = Literal["colors", "arrows", "side"]
 FileFormat = Literal["flo", "pfm", "kitti", "flo5", "npy", "npz"]
 Speed = Literal["slow", "ordinary", "fast"]
@@ -45,9 +45,9 @@ class Flow:
         largest: length in px that gets the full colour. If not given, the longest vector's, at least 2 px; for a video,
             1.5 times the 99th percentile of its first pair.
         key: add a key to the colours: a colour wheel, and the length that its rim stands for.
-        policy: only for a video: where a solve starts, from the last one's state moved along the flow (warp), from the
-            same with the hidden state left in place, as published (reuse), from the moved flow alone, as RAFT does
-            (flow), or from the model's own start (reset). If not given, flow for recurrent models and warp for others.
+        policy: only for a video: what a solve starts from. "warp" is the last state moved along the flow; "reuse" the
+            same with the hidden state left in place, as published; "flow" the moved flow alone, as RAFT does it;
+            "reset" the model's own start. If not given, "flow" for recurrent models and "warp" for others.
         drawing: only for a film: what it shows; colors if not given.
         statistics: only for a video: where to write the numbers of each pair (.npz).
     """
@@ -157,7 +157,7 @@ class Flow:
                 f"on files of numbers: leave it out, or write a film instead of the folder {out}",
             )
         estimator = load_model(self.model, self.device)
-        flows = video.VideoFlow(estimator, policy=self.policy or "warp", stop=self._stop(estimator), scales=self.scales)
+        flows = video.VideoFlow(estimator, policy=self.policy, stop=self._stop(estimator), scales=self.scales)
         numbers, interrupted = video.film_flow(
             self.image1,
             out,

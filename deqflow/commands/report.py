@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import tyro
 
-from deqflow.commands.shared import print_line, repeated
+from deqflow.commands.shared import print_line, refuse_without_effect, repeated
 
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 
@@ -43,6 +43,10 @@ class Report:
         """Run the command."""
         values = parse_settings(self.set)
         self._check_folders()
+        if self.prepare:
+            refuse_without_effect(
+                {"--publish": self.publish}, "with --prepare, which runs nothing: leave one of them out"
+            )
         try:
             from deqflow.lab import reports
         except ImportError as error:

@@ -15,7 +15,7 @@ def is_same_file(path: str | Path, other: str | Path) -> bool:
 
 
 def unfinished_name(path: Path) -> Path:
-    """The name under which this process writes a file. It keeps the suffix at its end: that may name the format."""
+    """The name under which this process writes a file. The suffix stays at the end, since it may name the format."""
     return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 

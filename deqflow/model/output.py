@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import deqflow  # its doors know file formats and colours; they are imported when they are used
 from deqflow.model.geometry import Padding
 from deqflow.model.state import STRIDE, FlowState
 from deqflow.solvers import SolverResult, Status, rms
@@ -78,7 +77,9 @@ class FlowOutput:
         """The flow of the first pair as a PIL image in Middlebury's colours; a notebook shows it."""
         from PIL import Image
 
-        return Image.fromarray(deqflow.flow_to_rgb(self.flow[0].detach().float().cpu()))
+        from deqflow import flow_to_rgb  # the package's own name: the model itself knows no colours
+
+        return Image.fromarray(flow_to_rgb(self.flow[0].detach().float().cpu()))
 
     def save(self, path: str | Path) -> Path:
         """Write the flow of one pair to a file whose suffix names the format (:func:`deqflow.write_flow`).
@@ -90,4 +91,6 @@ class FlowOutput:
             raise ValueError(
                 f"save expects the output of one pair, got {len(self.flow)}: call deqflow.write_flow for each."
             )
-        return deqflow.write_flow(path, self.flow[0].detach().float().cpu())
+        from deqflow import write_flow  # the package's own name: the model itself knows no file formats
+
+        return write_flow(path, self.flow[0].detach().float().cpu())

@@ -1,4 +1,4 @@
-"""The flow between two images in any form: the package's front door."""
+"""The flow of two images in one call."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -142,6 +142,7 @@ def test_reports_do_not_replace_notebooks_or_published_results(tmp_path, capsys,
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["report", "--prepare", "--publish"], "--publish has no effect with --prepare"),
         (["evaluate", "--out", "model.safetensors"], "--out expects a name that ends in .json"),
         (["evaluate", "--root", "nowhere"], "--root nowhere is not a folder"),
         (
