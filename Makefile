@@ -5,11 +5,18 @@ ENV := .venv/bin/python
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONWARNINGS ?= ignore::DeprecationWarning:zmq
 
-.PHONY: reports test claims bench tables lab clean
+.PHONY: reports site test claims bench tables lab clean
 
 # All notebooks in minutes; PROFILE=full makes the figures to quote, in hours (notebooks/profiles); NB=05 runs that one alone.
 reports: .venv/installed
 	$(ENV) -m deqflow report --profile $(or $(PROFILE),short) $(if $(NB),--only $(NB))
+
+# Reports, README, docs and glossary as one folder of pages, site/; the reports are run if there are none.
+site: .venv/installed reports/index.html
+	$(ENV) -m deqflow.lab.reports.site
+
+reports/index.html:
+	$(MAKE) reports
 
 test: .venv/installed
 	$(ENV) -m ruff check .

@@ -14,6 +14,12 @@ from deqflow.model.state import STRIDE, FlowState
 from deqflow.solvers import SolverResult, Status, rms
 
 
+def movement_map(moved: Tensor, padding: Padding, stride: int) -> Tensor:
+    """The length of a change of the coarse flow, (B, 2, h, w), at each pixel of the images, (B, H, W), in pixels."""
+    length = stride * torch.linalg.vector_norm(moved, dim=1, keepdim=True)
+    return padding.crop(F.interpolate(length, scale_factor=stride, mode="bilinear", align_corners=False))[:, 0]
+
+
 @dataclass(frozen=True, repr=False)
 class FlowOutput:
     """What an estimator returns, in training and in evaluation alike.
@@ -46,9 +52,7 @@ class FlowOutput:
         Bilinear between the coarse pixels; its root mean square there is ``solve.residual`` times the root of 2,
         which counts both components as one length.
         """
-        moved = self.stride * torch.linalg.vector_norm(self._moved.flow, dim=1, keepdim=True)
-        fine = F.interpolate(moved, scale_factor=self.stride, mode="bilinear", align_corners=False)
-        return self.padding.crop(fine)[:, 0]
+        return movement_map(self._moved.flow, self.padding, self.stride)
 
     @property
     def _moved(self) -> FlowState:

@@ -12,7 +12,7 @@ from torch import Tensor
 from deqflow.equilibrium import Equilibrium
 from deqflow.model.flow_map import FlowMap
 from deqflow.model.geometry import Padding
-from deqflow.model.output import FlowOutput
+from deqflow.model.output import FlowOutput, movement_map
 from deqflow.model.state import FlowResidual, FlowState
 from deqflow.solvers import OnEval, Rule, SolverResult, Status, Stop, rescue
 
@@ -69,6 +69,10 @@ class FlowProblem:
     def flow(self, z: Tensor) -> Tensor:
         """The flow of a packed state at the images' size, (B, 2, H, W), in pixels."""
         return self.padding.crop(self.estimator.upsample(FlowState.unpack(z)))
+
+    def movement(self, difference: Tensor) -> Tensor:
+        """How far the flow moves at each pixel, from a difference of packed states: (B, H, W), in pixels."""
+        return movement_map(FlowState.unpack(difference).flow, self.padding, self.estimator.stride)
 
     def solve(
         self,

@@ -229,13 +229,14 @@ def test_the_curves_are_those_of_this_run_of_earlier_ones_and_of_pins(panel):
 
 
 def test_a_stretched_map_makes_picard_diverge_and_keeps_the_fixed_point(bench):
-    usual, accelerated = (bench.run(change(solver=solver)) for solver in ("Picard", "Anderson"))
+    usual = bench.run(FIRST)
     diverging = bench.run(change(stretch=2.5))
     assert diverging.outcome != "converged"
     assert diverging.trace[-1] > 10 * usual.trace[0]
     stretched = bench.run(change(stretch=2.5, solver="Anderson", max_evals=200))
     assert stretched.outcome == "converged"
-    assert flow_residual((stretched.flow - accelerated.flow)[None]).item() < 0.2
+    plain = bench.run(change(start="previous solution"), previous=stretched)
+    assert plain.trace[0] < 0.05  # where the stretched map rests, f rests too
 
 
 @pytest.mark.parametrize("name", ["Where Picard diverges", "A random start", "A recurrent model at 200 updates"])

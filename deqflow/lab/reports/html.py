@@ -4,7 +4,7 @@ import copy
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def _contents(body: str) -> str:
 
 def _whole_page(page: Page, body: str, contents: str, *, plots: bool) -> str:
     here = Path(__file__).parent
-    style = (here / "page.css").read_text() + _code_colors()
+    style = (here / "page.css").read_text() + code_colors()
     neighbours = [("prev", "← Previous", page.before), ("next", "Next →", page.after)]
     short = "".join(_link(rel, text, to) for rel, text, to in neighbours if to)
     long = "".join(_link(rel, f"{text}: {to[1]}", to) for rel, text, to in neighbours if to)
@@ -183,7 +183,7 @@ def _made(page: Page) -> str:
 outputs</a>, <a href="{name}.json">its numbers</a>.</p></details>"""
 
 
-def _code_colors() -> str:
+def code_colors() -> str:
     """Pygments' colours of code, for a light and a dark page."""
     light, dark = (HtmlFormatter(style=name, nobackground=True) for name in ("xcode", "github-dark"))
     rules = [formatter.get_style_defs(".highlight") for formatter in (light, dark)]
@@ -239,6 +239,15 @@ def _as_still(figure: str, choices: Sequence[Mapping[str, Any]]) -> str:
         "changed, and the figure follows.</p>"
         f'<fieldset class="choices" disabled>{"".join(shown)}</fieldset>{figure}</div>'
     )
+
+
+def typeset(text: str, to_body: Callable[[str], str]) -> str:
+    """Return Markdown as HTML with its formulas as MathML; ``to_body`` converts the rest."""
+    formulas: list[str] = []
+    body = to_body(_MATHS.sub(lambda match: _set_aside(match, formulas), text))
+    for i, formula in enumerate(formulas):
+        body = body.replace(_name(i), formula)
+    return body
 
 
 def _set_aside(match: re.Match[str], formulas: list[str]) -> str:

@@ -51,13 +51,15 @@ def runs_table(runs: Sequence[tuple[str, SolverRun]]) -> str:
 
 def residuals(runs: Sequence[tuple[SolverRun, str, str]]) -> bytes:
     """Residual against evaluations, on a log scale: a curve for each run, with its name and colour; a PNG file."""
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(8.6, 3.4))
+    figure.subplots_adjust(left=0.08, right=0.72, top=0.91, bottom=0.14)  # a layout engine would draw it twice
     axes = plain_axes(figure.subplots(), "Residual against evaluations", "evaluations of f", "residual (px)")
     for run, name, color in runs:
         known = np.array(run.trace, dtype=float)
         known[~np.isfinite(known) | (known <= 0)] = np.nan
         axes.plot(np.arange(1, len(known) + 1), known, color=color, label=name, linewidth=1.8, marker="o", markersize=3)
     axes.set_yscale("log")
+    axes.minorticks_off()
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_color(INK)

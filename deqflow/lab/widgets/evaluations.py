@@ -6,7 +6,6 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -21,9 +20,8 @@ from deqflow.lab.plots.style import COLORS, INK
 from deqflow.lab.widgets.base import CaptionedImage, Choice, StillPanel, row
 from deqflow.lab.widgets.drawing import figure_png, plain_axes
 from deqflow.lab.widgets.runs import reduced
-from deqflow.model.estimator import STRIDE, FlowEstimator, FlowState, flow_residual
-from deqflow.model.geometry import Padding
-from deqflow.solvers import Picard, Rule, Stop, solve
+from deqflow.model.estimator import FlowEstimator
+from deqflow.solvers import Picard, Rule, Stop
 
 NUMBERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 SCALE = (0.01, 10.0)  # ends of the maps' logarithmic scale, in px
@@ -108,18 +106,13 @@ class EvaluationPanel(StillPanel):
         """Solve, and keep what is shown of each evaluation."""
         like = next(model.parameters())
         images = [image[None].to(like) for image in (self.pair.image1, self.pair.image2)]
-        height, width = images[0].shape[-2:]
-        padding = Padding(height, width, STRIDE)
         recording = Recording(self.numbers)
-        stop = Stop(max_evals=self.numbers[-1], atol=0.0, norm=flow_residual)
+        stop = Stop(max_evals=self.numbers[-1], atol=0.0)
         with torch.no_grad():
-            f, z0 = model.fixed_point_map(*(padding.pad(image) for image in images))
-            solve(f, z0, rule, stop, on_eval=recording)
-            states = [FlowState(z[:, :-2], z[:, -2:]) for z in recording.states]
-            self.flow = torch.cat([padding.crop(model.upsampler(state)) for state in states]).float().cpu()
-            moved = STRIDE * torch.linalg.vector_norm(recording.movements[:, 0, -2:], dim=1)
-            enlarged = F.interpolate(moved[:, None], scale_factor=STRIDE, mode="bilinear")
-            self.residual = padding.crop(enlarged)[:, 0].float().cpu()
+            problem = model.problem(*(model.encode(image) for image in images))
+            problem.solve(rule=rule, stop=stop, on_eval=recording)
+            self.flow = torch.cat([problem.flow(z) for z in recording.states]).float().cpu()
+            self.residual = problem.movement(recording.movements[:, 0]).float().cpu()
         self.numbers = recording.numbers  # a solve that reached its fixed point exactly made fewer
         error = endpoint_error(self.flow, self.pair.flow.expand_as(self.flow)).where(self.pair.valid, torch.nan)
         self.error = error if bool(error.isfinite().any()) else None

@@ -1,0 +1,171 @@
+"""Reports, README and docs as one folder of pages that needs neither an installation nor a network to be read."""
+
+import html
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os.path import relpath
+from pathlib import Path, PurePosixPath
+
+from nbconvert.filters import markdown2html
+
+from deqflow.data.writing import write_whole
+from deqflow.lab.reports.html import code_colors, typeset
+
+TEXTS = ("README.md", "CHANGELOG.md", "docs/*.md", "data/README.md", "reports/README.md", "deqflow/weights/README.md")
+_LINK = re.compile(r'(?P<name>href|src)="(?P<target>[^"]+)"')
+_OUTSIDE = re.compile(r"[a-z]+:|//|#")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What was built.
+
+    Attributes:
+        folder: where.
+        pages: the HTML files, relative to it.
+        lost: "PAGE: TARGET" for each link of a text that leads nowhere; on the page it is plain text.
+    """
+
+    folder: Path
+    pages: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
+def build_site(root: str | Path = ".", reports: str | Path = "reports", out: str | Path = "site") -> Site:
+    """Put the pages of the reports, README, docs and what they link to into a folder.
+
+    Args:
+        root: of the checkout.
+        reports: folder of the reports; its ``index.html`` becomes the first page.
+        out: where to; what an earlier site left there goes.
+
+    Raises:
+        FileNotFoundError: there are no reports yet.
+        ValueError: the folder holds something that is not a site.
+    """
+    root, reports, out = Path(root), Path(reports), Path(out)
+    if not (reports / "index.html").exists():
+        raise FileNotFoundError(f"No reports in {reports}: run 'make reports' first, or name another folder.")
+    if out.exists() and any(out.iterdir()) and not (out / "index.html").exists():
+        raise ValueError(f"{out} holds something that is not a site: choose another folder, or empty it.")
+    shutil.rmtree(out, ignore_errors=True)
+    texts = [path.relative_to(root) for pattern in TEXTS for path in sorted(root.glob(pattern))]
+    places = {str(path): str(path.with_suffix(".html")) for path in texts}
+    places |= {f"notebooks/{page.stem}.ipynb": page.name for page in reports.glob("[0-9]*.html")}
+    for path in sorted(reports.glob("[0-9]*.*")):
+        _copy(path, out / path.name)
+    shutil.copytree(reports / "assets", out / "assets")
+    menu = _menu(texts)
+    links = _Links(root, out, places)
+    for text in texts:
+        write_whole(out / places[str(text)], _text_page(root, text, links, menu))
+    for path in sorted(out.glob("[0-9]*.html")):  # of a notebook, whose links count from notebooks/
+        page = path.read_text()
+        write_whole(path, links.follow(page, PurePosixPath("notebooks") / path.name, path.name, only="../"))
+    index = (reports / "index.html").read_text()
+    write_whole(out / "index.html", index.replace("<header>", f"<header>{_nav(menu, 'index.html')}", 1))
+    pages = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.html"))
+    return Site(out, tuple(pages), tuple(dict.fromkeys(links.lost)))
+
+
+def _menu(texts: Sequence[Path]) -> dict[str, str]:
+    """Pages of the site's own menu, by title."""
+    named = {"Notebooks": "index.html", "README": "README.html"}
+    return named | {path.stem.capitalize(): f"docs/{path.stem}.html" for path in texts if path.parent.name == "docs"}
+
+
+def _nav(menu: dict[str, str], here: str) -> str:
+    links = [
+        f'<a href="{_from(here, place)}"{" aria-current=page" if place == here else ""}>{title}</a>'
+        for title, place in menu.items()
+    ]
+    return f'<nav class="bar" aria-label="Site">{" ".join(links)}</nav>'
+
+
+def _from(here: str, place: str) -> str:
+    """The address of a place as seen from a page, both relative to the site."""
+    return PurePosixPath(relpath(place, str(PurePosixPath(here).parent))).as_posix()
+
+
+@dataclass
+class _Links:
+    """Turns links between files of the checkout into links between places of the site."""
+
+    root: Path
+    out: Path
+    places: dict[str, str]
+    lost: list[str] = field(default_factory=list)
+
+    def follow(self, body: str, source: PurePosixPath, here: str, *, only: str = "") -> str:
+        """The body of a page with its links; files that it links to are copied, what leads nowhere is noted.
+
+        Args:
+            body: as HTML.
+            source: of the page, relative to the checkout: from where its links count.
+            here: its place in the site.
+            only: how the links begin that are to be turned; the others stay as they are.
+        """
+
+        def turn(match: re.Match[str]) -> str:
+            target, _, anchor = html.unescape(match["target"]).partition("#")
+            if _OUTSIDE.match(match["target"]) or not target.startswith(only):
+                return match[0]
+            place = self._place(PurePosixPath(relpath(source.parent / target, ".")).as_posix())
+            if place is None:
+                self.lost.append(f"{source}: {target}")
+                return ""
+            return f'{match["name"]}="{_from(here, place)}{f"#{anchor}" if anchor else ""}"'
+
+        return _LINK.sub(turn, body)
+
+    def _place(self, source: str) -> str | None:
+        """Where in the site a file of the checkout is, or is copied to; None if it is no file of it."""
+        if source in self.places:
+            return self.places[source]
+        if source.startswith("..") or not (self.root / source).is_file():
+            return None
+        _copy(self.root / source, self.out / source)
+        return source
+
+
+def _text_page(root: Path, text: Path, links: _Links, menu: dict[str, str]) -> str:
+    """The page of a Markdown file."""
+    here = links.places[str(text)]
+    body = typeset((root / text).read_text(), markdown2html)
+    body = links.follow(body, PurePosixPath(text.as_posix()), here)
+    title = re.search(r"<h1[^>]*>(.*?)(<a|</h1>)", body, re.DOTALL)
+    name = re.sub("<[^>]+>", "", title[1]) if title else text.stem
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>{(Path(__file__).parent / "page.css").read_text()}{code_colors()}</style>
+</head>
+<body>
+{_nav(menu, here)}
+<div class="text"><main>{body}</main></div>
+</body>
+</html>
+"""
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+
+
+def main(reports: str = "reports", out: str = "site") -> None:
+    """Build the site and say what came out."""
+    site = build_site(reports=reports, out=out)
+    for line in site.lost:
+        print(f"This link leads nowhere and is left out: {line}")
+    print(f"Open {site.folder / 'index.html'}: {len(site.pages)} pages.")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
