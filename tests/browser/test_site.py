@@ -39,4 +39,6 @@ def test_pages_fit_a_narrow_screen_and_show_their_images(page, site, name):
     for width in (400, 1100):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate(OVERFLOW) <= 0
-    assert page.evaluate("() => [...document.images].filter(image => image.complete && !image.naturalWidth).length") == 0
+    assert (
+        page.evaluate("() => [...document.images].filter(image => image.complete && !image.naturalWidth).length") == 0
+    )
