@@ -16,7 +16,7 @@ OWN = "your own two images"
 FULL = "full size"
 WIDTHS = {"128 px wide": 128, "256 px wide": 256, "512 px wide": 512, FULL: None}
 _WIDE = widgets.Layout(width="auto")
-_STYLE = {"description_width": "7.5rem"}
+_STYLE = {"description_width": "9.5rem"}
 _COMMON: dict[str, Any] = {"layout": _WIDE, "style": _STYLE}
 
 GROUPS = {
