@@ -51,6 +51,9 @@ COMMANDS = {
         "Reproduce",
         "Train a shipped model again, by the recipe it was made with; goes on where it was interrupted.",
     ),
+    "equilibrate": Entry(
+        "equilibrate", "Equilibrate", "Turn a recurrent model into an equilibrium model by a short training."
+    ),
     "report": Entry("report", "Report", "Run the numbered notebooks and write pages, numbers and an index."),
     "convert": Entry("convert", "Convert", "Write a published checkpoint as one of deqflow's own."),
     "export": Entry("convert", "Export", "Write a model as a graph for other runtimes, and compare it with the model."),

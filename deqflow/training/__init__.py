@@ -2,6 +2,7 @@
 
 from deqflow.training.config import HELD_OUT_SEED, TrainConfig
 from deqflow.training.devices import Processes
+from deqflow.training.equilibrating import Convergence, as_equilibrium, equilibrate, measure_convergence
 from deqflow.training.files import published_stage, read_config
 from deqflow.training.logs import Progress, say
 from deqflow.training.objective import make_estimator
@@ -12,12 +13,16 @@ from deqflow.training.validation import Validation, validation_errors
 __all__ = [
     "HELD_OUT_SEED",
     "PUBLISHED",
+    "Convergence",
     "Processes",
     "Progress",
     "TrainConfig",
     "Trainer",
     "Validation",
+    "as_equilibrium",
+    "equilibrate",
     "make_estimator",
+    "measure_convergence",
     "published_stage",
     "read_config",
     "say",

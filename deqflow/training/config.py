@@ -40,6 +40,8 @@ class TrainConfig:
             disturbed truth, another sample's flow (:mod:`deqflow.training.starts`).
         coarse_weight: of the loss on the state's own flow, beside that at full size.
         return_weight: of what is left of a disturbance at the end after 1 to 3 evaluations, as a ratio.
+        teacher_weight: of the difference from a teacher's flow, after as many updates as it was trained for, where
+            the run has a teacher (:func:`deqflow.training.equilibrate`).
         consistency_weight: of how far one evaluation from states on the way falls short of the end.
         gamma: weight of a correction relative to the next.
         phantom_steps: differentiated steps at each correction; 1 is the one-step gradient.
@@ -84,6 +86,7 @@ class TrainConfig:
     other_starts: float = 0.0
     coarse_weight: float = 0.0
     return_weight: float = 0.0
+    teacher_weight: float = 0.0
     consistency_weight: float = 0.0
     gamma: float = 0.8
     phantom_steps: int = 1
@@ -128,7 +131,7 @@ class TrainConfig:
             )
         if self.evals_spread not in ("uniform", "log"):
             raise ValueError(f"TrainConfig expects evals_spread as uniform or log, got {self.evals_spread!r}.")
-        for name in ("jacobian_weight", "coarse_weight", "return_weight", "consistency_weight"):
+        for name in ("jacobian_weight", "coarse_weight", "return_weight", "teacher_weight", "consistency_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"TrainConfig expects a {name} of 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.other_starts <= 1 or not 0 <= self.corrections_from < 1:

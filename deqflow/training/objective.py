@@ -144,11 +144,13 @@ class Objective(nn.Module):
     Args:
         estimator: to train.
         config: of the run.
+        teacher: a model whose flow is a second target, with ``teacher_weight``, in evaluation mode.
     """
 
-    def __init__(self, estimator: FlowEstimator, config: TrainConfig) -> None:
+    def __init__(self, estimator: FlowEstimator, config: TrainConfig, teacher: FlowEstimator | None = None) -> None:
         super().__init__()
         self.estimator, self.config = estimator, config
+        self._teacher = [teacher] if teacher is not None else []  # not a part of the module: it has nothing to learn
 
     def forward(self, batch: FlowSample, draw: Draw) -> tuple[Tensor, SolverResult]:
         """Return the loss of a batch, a weighted mean of absolute errors in px, and the solver's account.
@@ -165,7 +167,11 @@ class Objective(nn.Module):
             states, solve = self._solve(problem, start, draw.stop)
             flows = [problem.flow(state) for state in states]
             terms = self._terms(problem, states, solve, (truth, known), generator)
+            taught = [teacher(batch.image1, batch.image2).flow for teacher in self._teacher if config.teacher_weight]
         loss = correction_loss(flows, batch.flow, batch.valid, gamma=config.gamma)
+        for flow in taught:
+            everywhere = torch.ones_like(batch.valid)
+            loss = loss + config.teacher_weight * correction_loss(flows, flow, everywhere, gamma=config.gamma)
         return loss + torch.stack([loss.new_zeros(()), *terms]).sum(), solve
 
     def _solve(self, problem: FlowProblem, start: Tensor, stop: Stop) -> tuple[tuple[Tensor, ...], SolverResult]:

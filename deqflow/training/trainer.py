@@ -55,6 +55,7 @@ class Trainer:
         device: to train on; "auto" takes a GPU where there is one, and the process's own under ``accelerate launch``.
         estimator: a model of your own to train instead of the one that ``config`` describes; it brings its own
             gradient and corrections, and leaves no ``model.safetensors`` if its operator is your own.
+        teacher: a model whose flow is a second target, see ``teacher_weight``.
 
     Attributes:
         step: so many have been taken.
@@ -71,10 +72,12 @@ class Trainer:
         *,
         device: str | torch.device = "cpu",
         estimator: FlowEstimator | None = None,
+        teacher: FlowEstimator | None = None,
     ) -> None:
         self.config, self.folder, self.processes = config, Path(folder), Processes(device)
         self.device = self.processes.device
         self._require_shares()
+        self._teacher = None if teacher is None else teacher.to(self.device)
         self.estimator = prepare((estimator or make_estimator(config)).to(self.device), config)
         set_training(self.estimator, config)
         self.optimizer = torch.optim.AdamW(self.estimator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -194,7 +197,7 @@ class Trainer:
     @cached_property
     def _objective(self) -> nn.Module:
         """Made late: parameters may be frozen before the first step."""
-        return self.processes.wrap(Objective(self.estimator, self.config))
+        return self.processes.wrap(Objective(self.estimator, self.config, self._teacher))
 
     @cached_property
     def _shares(self) -> Shares:

@@ -1,0 +1,164 @@
+"""A recurrent model turned into an equilibrium model, by a short training of its update operator.
+
+A recurrent model is trained for a fixed number of updates, beyond which its flow drifts. Its encoders are kept as they
+are; the update operator is trained late on the way, from mixed starts, over a wide range of evaluations, on exact flow
+and on the model's own flow after the number of updates that it was trained for.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deqflow.data.datasets import FlowSample
+from deqflow.data.metrics import mean_endpoint_error
+from deqflow.equilibrium import Equilibrium
+from deqflow.model.attraction import MeanSmoothing
+from deqflow.model.budgets import flows_after
+from deqflow.model.estimator import FlowEstimator
+from deqflow.solvers import Picard, Stop
+from deqflow.training.config import TrainConfig
+from deqflow.training.logs import Progress
+from deqflow.training.objective import make_gradient
+from deqflow.training.trainer import Trainer
+
+EVALS = (12, 24, 96)
+TOLERANCE = 0.05  # px, of the equilibrium model made
+
+RECIPE = TrainConfig(
+    steps=600,
+    batch=4,
+    lr=2e-4,
+    evals=(12, 64),
+    evals_spread="log",
+    corrections=2,
+    corrections_from=0.5,
+    phantom_steps=6,
+    all_gradients=True,
+    other_starts=0.3,
+    teacher_weight=0.5,
+    freeze_encoders=True,
+    attraction="none",
+    validate_every=100,
+    validation_pairs=12,
+)
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """How a model converges on some pairs.
+
+    Attributes:
+        errors: mean end-point error in px, by number of evaluations.
+        movement: how far the last of them moved the flow, RMS in px, median pair.
+        reached: share of the pairs that come below ``TOLERANCE``.
+        evaluations: mean number that takes; the greatest looked at where it is not reached.
+    """
+
+    errors: dict[int, float]
+    movement: float
+    reached: float
+    evaluations: float
+
+    def __str__(self) -> str:
+        """One line."""
+        errors = ", ".join(f"{error:.3f} px after {k}" for k, error in self.errors.items())
+        return (
+            f"error {errors}; the last evaluation moves the flow by {self.movement:.2g} px; {self.reached:.0%} of the "
+            f"pairs reach {TOLERANCE:g} px, after {self.evaluations:.1f} evaluations in the mean"
+        )
+
+
+def equilibrate(
+    estimator: FlowEstimator,
+    folder: str | Path,
+    *,
+    config: TrainConfig = RECIPE,
+    device: str | torch.device = "cpu",
+    smoothing: float = 0.0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> FlowEstimator:
+    """Train a copy of a recurrent model into an equilibrium model; a run in the same folder goes on where it was.
+
+    Args:
+        estimator: a recurrent model with its trained weights; it is not changed.
+        folder: of the run (:class:`deqflow.training.Trainer`); its ``model.safetensors`` is what is returned.
+        config: of the run; ``size``, ``recurrent`` and ``start_from`` do not count, the model is given.
+        device: to train on.
+        smoothing: strength of a smoothness term on the coarse flow (:class:`deqflow.model.attraction.MeanSmoothing`).
+        on_progress: sees each log entry.
+
+    Raises:
+        ValueError: the model is not recurrent, or the folder holds a run of another configuration.
+    """
+    student = as_equilibrium(estimator, config, smoothing=smoothing)
+    teacher = copy.deepcopy(estimator).eval().requires_grad_(False)
+    trainer = Trainer(config, folder, device=device, estimator=student, teacher=teacher)
+    return trainer.run(on_progress)
+
+
+def as_equilibrium(estimator: FlowEstimator, config: TrainConfig = RECIPE, *, smoothing: float = 0.0) -> FlowEstimator:
+    """A copy of a recurrent model that is solved and differentiated as an equilibrium model; its weights are the same.
+
+    Its hidden state still starts from the context.
+
+    Raises:
+        ValueError: the model is not recurrent.
+    """
+    if not estimator.recurrent:
+        raise ValueError("equilibrate expects a recurrent model such as RAFT's, got an equilibrium model.")
+    made = copy.deepcopy(estimator)
+    most, least = config.evals[1], config.evals[0]
+    made.equilibrium = Equilibrium(
+        rule=Picard(),
+        stop=Stop(max_evals=most, atol=0.0),
+        gradient=make_gradient(config),
+        corrections=min(config.corrections, least),
+        corrections_from=config.corrections_from,
+        eval_stop=Stop(max_evals=60, atol=TOLERANCE),
+    )
+    made.all_gradients = config.all_gradients
+    made.attraction = MeanSmoothing(smoothing) if smoothing else None
+    if made.config is not None:
+        made.config = dataclasses.replace(
+            made.config,
+            all_gradients=config.all_gradients,
+            max_evals=60,
+            atol=TOLERANCE,
+            attraction="mean" if smoothing else "none",
+            attraction_strength=smoothing or made.config.attraction_strength,
+        )
+    return made
+
+
+@torch.no_grad()
+def measure_convergence(
+    estimator: FlowEstimator, pairs: Sequence[FlowSample], evals: Sequence[int] = EVALS
+) -> Convergence:
+    """Errors after some evaluations, without early stop, and how soon the solve converges.
+
+    Args:
+        estimator: in evaluation mode.
+        pairs: with known flow.
+        evals: numbers of evaluations.
+    """
+    errors, moves, spent = dict.fromkeys(evals, 0.0), [], []
+    for i in range(len(pairs)):
+        pair = pairs[i]
+        image1, image2, truth, valid = (tensor[None] for tensor in pair[:4])
+        flows, solve = flows_after(estimator, image1, image2, evals)
+        for k in evals:
+            errors[k] += float(mean_endpoint_error(flows[k], truth, valid)) / len(pairs)
+        moves.append(float(solve.kept[max(evals)].residual))
+        below = (solve.trace[:, 0] <= TOLERANCE).nonzero()
+        spent.append(int(below[0]) + 1 if len(below) else None)
+    reached = [number for number in spent if number is not None]
+    return Convergence(
+        errors=errors,
+        movement=sorted(moves)[len(moves) // 2],
+        reached=len(reached) / len(pairs),
+        evaluations=sum(number if number is not None else max(evals) for number in spent) / len(pairs),
+    )
