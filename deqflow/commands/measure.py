@@ -132,7 +132,9 @@ class Experiment:
     Finished runs that are in the results file are kept.
 
     Attributes:
-        name: corrections, gradients, or video (what fixed-point reuse saves).
+        name: corrections, gradients, attraction (whether the fixed points of the models attract), or video (what
+            fixed-point reuse saves).
+        model: only for attraction: names or paths of the models; the shipped ones if not given.
         out: results file (.json) to write.
         data: only for video: folder of the data sets whose clips are used beside procedural ones; data if not given.
     """
@@ -140,19 +142,29 @@ class Experiment:
     name: tyro.conf.Positional[str]
     out: Path
     data: Path | None = None
+    model: tuple[str, ...] = ()
 
     def __call__(self) -> int:
         """Run the command."""
+        from deqflow.evidence.attraction import run_attraction
         from deqflow.evidence.experiments import EXPERIMENTS, run_experiment
         from deqflow.evidence.video_reuse import run_benchmark
+        from deqflow.model.checkpoints import SHIPPED
 
-        if self.name not in (*EXPERIMENTS, "video"):
-            raise ValueError(f"No experiment {self.name!r}: expected one of {', '.join(EXPERIMENTS)}, video.")
+        if self.name not in (*EXPERIMENTS, "attraction", "video"):
+            known = ", ".join(EXPERIMENTS)
+            raise ValueError(f"No experiment {self.name!r}: expected one of {known}, attraction, video.")
         require_suffix(self.out, ".json")
+        if self.name != "attraction":
+            refuse_without_effect({"--model": self.model or None}, f"on {self.name}: leave it out")
         if self.name == "video":
             data = self.data or Path("data")
             require_data_folder(data, "--data")
             run_benchmark(self.out, data=data, on_row=_say_row)
+        elif self.name == "attraction":
+            refuse_without_effect({"--data": self.data}, "on attraction: leave it out")
+            names = self.model or SHIPPED
+            run_attraction({Path(name).stem: load_model(name) for name in names}, self.out, say=print_line)
         else:
             refuse_without_effect(
                 {"--data": self.data}, f"on {self.name}, which trains on procedural pairs: leave it out"

@@ -73,11 +73,23 @@ def draw_starts(
     return FlowState(hidden, flow).pack()
 
 
-def disturbance(flow: Tensor, stride: int, generator: torch.Generator) -> Tensor:
-    """White or smooth noise, (B, 2, h, w) in coarse pixels, of 0.2 to 5 full-size pixels RMS, drawn for each sample."""
+def disturbance(
+    flow: Tensor, stride: int, generator: torch.Generator, *, smooth: bool | None = None, size: float | None = None
+) -> Tensor:
+    """White or smooth noise in the shape of a flow, (B, 2, h, w), in coarse pixels.
+
+    Args:
+        flow: (B, 2, h, w).
+        stride: image pixels to a coarse pixel.
+        generator: on the CPU.
+        smooth: which of the two; drawn for each sample if not given.
+        size: RMS in full-size pixels; drawn for each sample from 0.2 to 5, log-spread, if not given.
+    """
     least, greatest = DISTURBANCE
-    size = least * (greatest / least) ** torch.rand(len(flow), 1, 1, 1, generator=generator)
-    noise = torch.randn(flow.shape, generator=generator)
-    smooth = F.avg_pool2d(noise, 5, stride=1, padding=2, count_include_pad=False)
-    noise = torch.where(torch.rand(len(flow), 1, 1, 1, generator=generator) < 0.5, noise, smooth)
-    return (noise * size / stride / noise.square().mean((1, 2, 3), keepdim=True).sqrt()).to(flow)
+    sizes = least * (greatest / least) ** torch.rand(len(flow), 1, 1, 1, generator=generator)
+    white = torch.randn(flow.shape, generator=generator)
+    blurred = F.avg_pool2d(white, 5, stride=1, padding=2, count_include_pad=False)
+    chosen = torch.rand(len(flow), 1, 1, 1, generator=generator) < 0.5 if smooth is None else torch.tensor(not smooth)
+    noise = torch.where(chosen, white, blurred)
+    length = noise.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return (noise * (sizes if size is None else size) / stride / length).to(flow)
