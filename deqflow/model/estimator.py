@@ -216,7 +216,8 @@ class FlowEstimator(nn.Module):
                 kind=self.correlation,
             )
         f = self._map(correlation, context, features1.matching, generator)
-        z0 = FlowState(hidden, hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:])).pack()
+        still = hidden.new_zeros(hidden.shape[0], 2, *hidden.shape[-2:])  # in a graph len() would fix the batch
+        z0 = FlowState(hidden, still).pack()
         return FlowProblem(self, f, z0, features1.padding)
 
     def upsample(self, state: FlowState) -> Tensor:
@@ -265,7 +266,7 @@ class FlowEstimator(nn.Module):
             hidden, encoded = encoded.split([self.update.hidden_channels, self.context_channels], 1)
             hidden = hidden.to(dtype).tanh()
         else:
-            hidden = like.new_zeros(len(encoded), self.update.hidden_channels, *encoded.shape[-2:], dtype=dtype)
+            hidden = like.new_zeros(encoded.shape[0], self.update.hidden_channels, *encoded.shape[-2:], dtype=dtype)
         return hidden, encoded.relu()
 
     def _map(

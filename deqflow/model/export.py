@@ -1,8 +1,8 @@
 """Estimators for other runtimes: a fixed number of evaluations as one graph, of torch.export (.pt2) or ONNX (.onnx).
 
-What a graph gives is what ``estimator(image1, image2, stop=Stop(max_evals=evals, atol=0.0)).flow`` gives, for images
-of any size from :func:`smallest_side` up, or of one size. It checks nothing and never stops early. Each evaluation
-is written out: ONNX of any size takes some ten seconds an evaluation to write (12: two minutes), of one size less.
+A graph gives what ``estimator(image1, image2, stop=Stop(max_evals=evals, atol=0.0)).flow`` gives, for batches of images
+of any size from :func:`smallest_side` up, or of one size. It checks nothing and never stops early. Each evaluation is
+written out: ONNX of any size takes some ten seconds an evaluation to write (12: two minutes), of one size less.
 """
 
 import io
@@ -24,6 +24,7 @@ from deqflow.solvers import Picard, Stop
 
 SUFFIXES = (".onnx", ".pt2")
 LARGEST_SIDE = 4096  # what symbolic sizes are told to reach; the volume of all pairs ends long before
+LARGEST_BATCH = 1024
 
 
 class FixedEvaluations(nn.Module):
@@ -52,8 +53,8 @@ class FixedEvaluations(nn.Module):
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
         """(B, 3, H, W), RGB, 0..255 -> the flow, (B, 2, H, W), in pixels."""
         padding: Any = IndexedPadding(*image1.shape[-2:])
-        both = self.estimator.encode(torch.cat([image1, image2]), padding=padding)
-        problem = self.estimator.problem(both[: len(image1)], both[len(image1) :])
+        features = (self.estimator.encode(image, padding=padding) for image in (image1, image2))
+        problem = self.estimator.problem(*features)
         f, z = problem.f, problem.z0
         for _ in range(self.evals - 1):
             z = torch.lerp(z, f(z), self.damping) if self.damping < 1 else f(z)
@@ -114,12 +115,12 @@ def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | 
         raise ValueError(f"Export expects images of at least 16 px a side, got {size[1]}x{size[0]} (width x height).")
     module = FixedEvaluations(estimator, evals).eval()
     smallest = smallest_side(estimator.levels)
-    shape = (1, 3, *(size or (smallest + 13, smallest + 45)))
+    shape = (2, 3, *(size or (smallest + 13, smallest + 45)))  # of two samples: an example of one would stay one
     examples = torch.zeros(shape), torch.zeros(shape)  # one tensor given twice would become one input
-    shapes: Any = None
+    free = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
     if size is None:
-        sides = {2 + i: Dim(name, min=smallest, max=LARGEST_SIDE) for i, name in enumerate(("height", "width"))}
-        shapes = {"image1": sides, "image2": sides}
+        free |= {2 + i: Dim(name, min=smallest, max=LARGEST_SIDE) for i, name in enumerate(("height", "width"))}
+    shapes: Any = {"image1": free, "image2": free}
     kept = estimator.correlation
     estimator.correlation = "volume"  # the lookup without it depends on where the flow points
     try:
@@ -143,7 +144,7 @@ def export(
     size: tuple[int, int] | None = None,
     notes: dict[str, str] | None = None,
 ) -> Path:
-    """Write an estimator as a graph of inputs ``image1, image2`` (1, 3, H, W), RGB, 0..255, float32, and ``flow``.
+    """Write an estimator as a graph of inputs ``image1, image2`` (B, 3, H, W), RGB, 0..255, float32, and ``flow``.
 
     The configuration, the evaluations and the notes go into the file: ``metadata_props`` of ONNX, the extra file
     ``deqflow.json`` of torch.export.
@@ -193,7 +194,7 @@ def _onnx_bytes(program: ExportedProgram, stored: dict[str, str]) -> bytes:
 
 
 class ExportedEstimator:
-    """A written graph, run by onnxruntime (.onnx) or by torch (.pt2): images (1, 3, H, W) -> the flow (1, 2, H, W).
+    """A written graph, run by onnxruntime (.onnx) or by torch (.pt2): images (B, 3, H, W) -> the flow (B, 2, H, W).
 
     Args:
         path: of the file.

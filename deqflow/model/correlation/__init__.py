@@ -41,8 +41,9 @@ def correlate(
     """
     if kind not in get_args(CorrelationName):
         raise ValueError(f"Unknown correlation {kind!r}: expected one of {', '.join(get_args(CorrelationName))}.")
-    small = volume_bytes(features1, levels) <= VOLUME_LIMIT
-    make = CorrelationPyramid if kind == "volume" or (kind == "auto" and small) else SampledCorrelation
+    # The size is asked for "auto" alone: in an exported graph the question would bound all sizes.
+    volume = kind == "volume" or (kind == "auto" and volume_bytes(features1, levels) <= VOLUME_LIMIT)
+    make = CorrelationPyramid if volume else SampledCorrelation
     return make(features1, features2, levels=levels, radius=radius)
 
 
