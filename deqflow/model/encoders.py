@@ -127,6 +127,7 @@ class Encoder(nn.Module):
         norm: normalisation throughout.
         block: kind of residual block.
         depths: blocks in each stage.
+        inputs: channels of the images.
     """
 
     def __init__(
@@ -137,15 +138,16 @@ class Encoder(nn.Module):
         norm: Norm,
         block: Literal["residual", "bottleneck"] = "residual",
         depths: tuple[int, int, int] = (2, 2, 2),
+        inputs: int = 3,
     ) -> None:
         super().__init__()
         make_block = ResidualBlock if block == "residual" else BottleneckBlock
-        self.stem = nn.Conv2d(3, widths[0], 7, stride=2, padding=3)
+        self.stem = nn.Conv2d(inputs, widths[0], 7, stride=2, padding=3)
         self.stem_norm = make_norm(norm, widths[0])
         stages = []
-        for inputs, channels, depth, stride in zip(widths[:-1], widths[1:], depths, (1, 2, 2), strict=True):
+        for before, channels, depth, stride in zip(widths[:-1], widths[1:], depths, (1, 2, 2), strict=True):
             blocks = [
-                make_block(inputs if i == 0 else channels, channels, stride=stride if i == 0 else 1, norm=norm)
+                make_block(before if i == 0 else channels, channels, stride=stride if i == 0 else 1, norm=norm)
                 for i in range(depth)
             ]
             stages.append(nn.Sequential(*blocks))
@@ -154,7 +156,7 @@ class Encoder(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in -1..1 -> (B, outputs, H/8, W/8)."""
+        """(B, inputs, H, W) in -1..1 -> (B, outputs, H/8, W/8)."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.stem_norm(self.stem(x)).relu_()
         for stage in self.stages:

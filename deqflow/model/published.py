@@ -1,4 +1,4 @@
-"""Reading published checkpoints strictly and by their names: DEQ-Flow, RAFT, GMA, and torchvision's RAFT."""
+"""Reading published checkpoints strictly and by their names: DEQ-Flow, RAFT, GMA, SEA-RAFT, and torchvision's RAFT."""
 
 import re
 from pathlib import Path
@@ -23,6 +23,12 @@ _ENCODER: Rules = (
     (r"norm1\.", "stem_norm."),
     (r"conv2\.", "head."),
 )
+_SEA_ENCODER: Rules = (
+    (_STAGE + r"bn(\d)\.", r"stages.\1.\2.norm\3."),
+    (r"bn1\.", "stem_norm."),
+    (r"final_conv\.", "head."),
+    *_ENCODER,
+)
 _TORCHVISION_ENCODER: Rules = (
     (_STAGE + r"downsample\.", r"stages.\1.\2.shortcut."),
     (_STAGE + r"convnormrelu(\d)\.0\.", r"stages.\1.\2.conv\3."),
@@ -45,6 +51,17 @@ _UPDATE: Rules = (
     (r"update_block\.(?:aggregator|gma)\.gamma", "update.aggregation.gamma"),
     (r"attn?\.to_qk\.", "update.attention."),
 )
+_SEA_UPDATE: Rules = (
+    (r"init_conv\.", "context_encoder.mix."),
+    (r"upsample_weight\.", "upsampler.mask."),
+    (r"flow_head\.0\.", "update.head.conv1."),
+    (r"flow_head\.2\.", "update.head.conv2."),
+    (r"update_block\.refine\.(\d)\.dwconv\.", r"update.blocks.\1.depthwise."),
+    (r"update_block\.refine\.(\d)\.pwconv1\.", r"update.blocks.\1.widen."),
+    (r"update_block\.refine\.(\d)\.pwconv2\.", r"update.blocks.\1.narrow."),
+    (r"update_block\.refine\.(\d)\.final\.", r"update.blocks.\1.merge."),
+    (r"update_block\.refine\.", "update.blocks."),
+)
 _TORCHVISION_UPDATE: Rules = (
     (r"mask_predictor\.convrelu\.0\.", "upsampler.mask.0."),
     (r"mask_predictor\.conv\.", "upsampler.mask.2."),
@@ -64,8 +81,8 @@ def load_published(path: str | Path) -> FlowEstimator:
     """Load a published checkpoint, ready for evaluation on the CPU; the estimator's ``origin`` says what it is.
 
     Known are DEQ-Flow (versions 1 and 2 in all sizes, with and without GMA, and TorchDEQ's), RAFT and RAFT-small,
-    GMA, and torchvision's raft_large and raft_small. The model is recognised by its tensors' names and shapes, and
-    loaded strictly. Pickled code is never run.
+    GMA, SEA-RAFT S and M (L has M's weights), and torchvision's raft_large and raft_small. The model is recognised by
+    its tensors' names and shapes, and loaded strictly. Pickled code is never run.
 
     Args:
         path: a ``.pth`` file as published (names may carry the prefix ``module.``), or the same as safetensors.
@@ -112,7 +129,7 @@ def from_published(tensors: dict[str, Tensor], *, source: str = "the state dict"
     nearest, fewest = "", None
     options = _options(ours)
     for size in SIZES:
-        for recurrent in (False, True):
+        for recurrent in (True, False):  # SEA-RAFT's names are alike; it is published as a recurrent model
             with torch.device("meta"):
                 candidate = build(size, recurrent=recurrent, **options)
             expected = {name: tuple(tensor.shape) for name, tensor in candidate.state_dict().items()}
@@ -146,10 +163,16 @@ def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if gate:
             gates.setdefault(_rename(name), {})[gate[1] or gate[4]] = tensor
         elif not _unread(name, tensors):
-            ours[_rename(name)] = tensor
+            ours[_rename(name)] = _as_convolution(name, tensor)
     for target, parts in gates.items():
         ours[target] = torch.cat([parts[g] for g in _GATES if g in parts])
     return ours
+
+
+def _as_convolution(name: str, tensor: Tensor) -> Tensor:
+    """SEA-RAFT has linear layers for some 1x1 convolutions: (outputs, inputs) -> (outputs, inputs, 1, 1)."""
+    linear = re.search(r"\.pwconv\d\.weight\Z", name) and tensor.dim() == 2
+    return tensor[..., None, None] if linear else tensor
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -160,12 +183,12 @@ def _unread(name: str, tensors: dict[str, Tensor]) -> bool:
     """What no model reads: tables of positions (attention is on content alone), and a module that is listed twice."""
     if re.match(r"attn?\.pos_emb\.", name):
         return True
-    norm = re.match(r"([fc]net\.layer\d\.\d\.)norm(\d)\.", name)
+    norm = re.match(r"([fc]net\.layer\d\.\d\.)(norm|bn)(\d)\.", name)
     if not norm:
         return False
     # The normalisation after a block's last one is its shortcut's, under a second name.
     last = "4" if f"{norm[1]}conv3.weight" in tensors else "3"
-    return norm[2] == last and name.replace(f".norm{last}.", ".downsample.1.") in tensors
+    return norm[3] == last and name.replace(f".{norm[2]}{last}.", ".downsample.1.") in tensors
 
 
 def _rename(name: str) -> str:
@@ -174,8 +197,8 @@ def _rename(name: str) -> str:
         unit = int(gate[2] or gate[3] or 1) - 1
         return _parameter(f"update.units.{unit}.gates.{gate[5]}")
     for prefix, target, rules in (
-        ("fnet.", "feature_encoder.", _ENCODER),
-        ("cnet.", "context_encoder.", _ENCODER),
+        ("fnet.", "feature_encoder.", _SEA_ENCODER),
+        ("cnet.", "context_encoder.", _SEA_ENCODER),
         ("feature_encoder.", "feature_encoder.", _TORCHVISION_ENCODER),
         ("context_encoder.", "context_encoder.", _TORCHVISION_ENCODER),
     ):
@@ -183,7 +206,9 @@ def _rename(name: str) -> str:
             rest = _apply(rules, name.removeprefix(prefix))
             # Published stages count from 1, ours from 0.
             return target + re.sub(r"^stages\.(\d)", lambda m: f"stages.{int(m[1]) - 1}", rest)
-    return _parameter(_apply(_TORCHVISION_UPDATE, _apply(_UPDATE, name)))
+    for rules in (_UPDATE, _SEA_UPDATE, _TORCHVISION_UPDATE):
+        name = _apply(rules, name)
+    return _parameter(name)
 
 
 def _apply(rules: Rules, name: str) -> str:
@@ -203,6 +228,8 @@ def _options(ours: dict[str, Tensor]) -> dict:
     update: UpdateName | None = None
     if "update.aggregation.gamma" in ours:
         update = "gma"
+    elif any(name.startswith("update.blocks.") for name in ours):
+        update = "sea"
     elif any(name.startswith("update.units.1.") for name in ours):
         update = "raft"
     elif any(name.startswith("update.units.0.") for name in ours):
@@ -245,6 +272,8 @@ def _origin(tensors: dict[str, Tensor], estimator: FlowEstimator) -> str:
     gma = " + GMA" if config.update == "gma" else ""
     if "feature_encoder.head.weight" not in tensors and "feature_encoder.conv.weight" in tensors:
         return f"torchvision raft_{'small' if config.size == 'small' else 'large'}"
+    if SIZES[config.size].update == "sea":
+        return f"SEA-RAFT {config.size.removeprefix('sea-').upper()}"
     if config.recurrent and config.size in ("base", "small"):
         return "GMA" if gma else {"base": "RAFT", "small": "RAFT-small"}[config.size]
     if config.recurrent:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from deqflow.model.attraction import AttractionName
 
-UpdateName = Literal["raft", "raft-small", "gma"]
+UpdateName = Literal["raft", "raft-small", "gma", "sea"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,9 @@ class Size:
         radius, levels: of the correlation lookup.
         update: the update operator that the size was published with.
         upsampling: to full size.
+        feature_norm: of the feature encoder.
+        context_of: what the context network sees: the first image, or both; then it gives the start too.
+        updates: of the recurrent model, as published.
     """
 
     hidden: int = 128
@@ -43,11 +46,20 @@ class Size:
     levels: int = 4
     update: UpdateName = "raft"
     upsampling: Literal["convex", "bilinear"] = "convex"
+    feature_norm: Literal["instance", "batch"] = "instance"
+    context_of: Literal["first", "both"] = "first"
+    updates: int = 12
 
     @property
     def lookup(self) -> int:
         """Channels of the correlation lookup."""
         return self.levels * (2 * self.radius + 1) ** 2
+
+
+def _sea(depths: tuple[int, int, int]) -> Size:
+    return Size(
+        encoder=(64, 64, 128, 256), depths=depths, feature_norm="batch", context_of="both", update="sea", updates=4
+    )
 
 
 def _scaled(width: int, motion: int, correlation: tuple[int, int], flow: tuple[int, int], features: int = 256) -> Size:
@@ -83,6 +95,8 @@ SIZES: dict[str, Size] = {
         update="raft-small",
         upsampling="bilinear",
     ),
+    "sea-s": _sea((2, 2, 2)),
+    "sea-m": _sea((3, 4, 6)),
     # Ours, for a laptop: one encoder whose output is split into features and context, convex upsampling.
     "mini": Size(
         hidden=64,
@@ -118,6 +132,7 @@ class EstimatorConfig:
         max_evals, atol: stopping rule in evaluation, ``atol`` in full-size pixels.
         attraction: what draws the flow back before each evaluation (:mod:`deqflow.model.attraction`).
         attraction_strength, attraction_temperature: of it, or what it begins with where it is learned.
+        mixture: the model says what error it expects (:mod:`deqflow.model.mixture`).
     """
 
     size: str = "base"
@@ -133,6 +148,7 @@ class EstimatorConfig:
     attraction: AttractionName = "none"
     attraction_strength: float = 0.3
     attraction_temperature: float = 1.0
+    mixture: bool = False
 
     @property
     def description(self) -> str:

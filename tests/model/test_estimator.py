@@ -26,6 +26,8 @@ PARAMETERS = {
     ("gigantic", False): 23_248_960,
     ("base", True): 5_257_536,
     ("small", True): 990_162,
+    ("sea-s", True): 8_883_460,
+    ("sea-m", True): 19_663_876,
 }
 MODES = {
     "phantom": Phantom(),
@@ -500,7 +502,7 @@ def test_black_images_and_a_single_bright_pixel_are_not_warned_of(recwarn):
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones():
-    known = "tiny, base, large, huge, gigantic, small, mini"
+    known = "tiny, base, large, huge, gigantic, small, sea-s, sea-m, mini"
     assert ", ".join(SIZES) == known
     with pytest.raises(ValueError, match=f"Unknown size 'medium': expected one of {known}"):
         deqflow.build("medium")

@@ -65,7 +65,9 @@ def test_naming_the_sizes_own_update_changes_nothing(size):
 
 
 def test_an_update_that_nobody_knows_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown update 'gru': expected one of raft, raft-small, gma, or a function"):
+    with pytest.raises(
+        ValueError, match="Unknown update 'gru': expected one of raft, raft-small, gma, sea, or a function"
+    ):
         deqflow.build("tiny", "gru")
 
 
