@@ -20,12 +20,12 @@ from deqflow.data.colors import flow_to_rgb
 from deqflow.data.flow_files import read_flow, read_image, write_flow, write_image
 from deqflow.data.images import ImageLike, as_images
 from deqflow.model.build import build
-from deqflow.model.checkpoints import CheckpointError, load, save
+from deqflow.model.checkpoints import load, load_published, save
 from deqflow.model.estimator import FlowEstimator
 from deqflow.model.output import FlowOutput
-from deqflow.model.published import load_published
 from deqflow.model.scales import ScaledOutput, estimate_at_scales
 from deqflow.model.state import FlowState
+from deqflow.model.tensor_files import CheckpointError
 
 FlowOutput.write_flow, FlowOutput.draw_flow = staticmethod(write_flow), staticmethod(flow_to_rgb)
 

@@ -1,16 +1,14 @@
 """Reading published checkpoints strictly and by their names: DEQ-Flow, RAFT, GMA, SEA-RAFT, and torchvision's RAFT."""
 
 import re
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from deqflow.model.build import build
-from deqflow.model.checkpoints import CheckpointError
 from deqflow.model.estimator import FlowEstimator
 from deqflow.model.sizes import SIZES, UpdateName
+from deqflow.model.tensor_files import CheckpointError, plain_names, read_tensors
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -74,54 +72,23 @@ _TORCHVISION_UPDATE: Rules = (
 )
 _GATE = re.compile(r"update_block\.(?:gru\.conv([zrq])(\d?)|recurrent_block\.convgru(\d)\.conv([zrq]))\.(\w+)")
 _GATES = "zrq"  # the order of ConvGRU's rows: update, reset, candidate
+__all__ = ["from_published", "read_tensors", "translate"]
+_OURS = ("feature_encoder.stem.", "feature_encoder.stages.")  # what no published name begins with
 _LENGTH, _DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
 
 
-def load_published(path: str | Path) -> FlowEstimator:
-    """Load a published checkpoint, ready for evaluation on the CPU; the estimator's ``origin`` says what it is.
-
-    Known are DEQ-Flow (versions 1 and 2 in all sizes, with and without GMA, and TorchDEQ's), RAFT and RAFT-small,
-    GMA, SEA-RAFT S and M (L has M's weights), and torchvision's raft_large and raft_small. The model is recognised by
-    its tensors' names and shapes, and loaded strictly. Pickled code is never run.
-
-    Args:
-        path: a ``.pth`` file as published (names may carry the prefix ``module.``), or the same as safetensors.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, holds more than tensors, or fits no known model; then the nearest
-            one is named with what differs.
-    """
-    return from_published(read_tensors(path), source=str(path))
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint file by name, on the CPU, without running pickled code.
-
-    Raises:
-        FileNotFoundError, CheckpointError: as for :func:`load_published`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path}: expected a .pth or .safetensors file.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler stumbles over damaged bytes in any way there is
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} can't be read as a checkpoint ({reason}): it is damaged, or holds code instead of plain tensors."
-        ) from error
-    named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    if not named:
-        raise CheckpointError(f"{path} expects a dictionary of tensors by name, got {type(content).__name__}.")
-    return content
-
-
 def from_published(tensors: dict[str, Tensor], *, source: str = "the state dict") -> FlowEstimator:
-    """Build the model that published tensors belong to and load them strictly; see :func:`load_published`."""
-    tensors = _without_prefix(tensors)
+    """Build the model that published tensors belong to and load them strictly; see :func:`deqflow.load_published`.
+
+    Raises:
+        CheckpointError: they fit no model that is known.
+    """
+    tensors = plain_names(tensors)
+    if any(name.startswith(_OURS) for name in tensors):
+        raise CheckpointError(
+            f"{source} holds tensors by deqflow's own names, but not the configuration that they belong to: write the "
+            "model with deqflow.save."
+        )
     try:
         ours = translate(tensors)
     except RuntimeError as error:
@@ -155,7 +122,7 @@ def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Unknown names stay as they are, so that a strict comparison finds them.
     """
-    tensors = _without_prefix(tensors)
+    tensors = plain_names(tensors)
     ours: dict[str, Tensor] = {}
     gates: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -173,10 +140,6 @@ def _as_convolution(name: str, tensor: Tensor) -> Tensor:
     """SEA-RAFT has linear layers for some 1x1 convolutions: (outputs, inputs) -> (outputs, inputs, 1, 1)."""
     linear = re.search(r"\.pwconv\d\.weight\Z", name) and tensor.dim() == 2
     return tensor[..., None, None] if linear else tensor
-
-
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def _unread(name: str, tensors: dict[str, Tensor]) -> bool:

@@ -248,8 +248,10 @@ def test_a_text_file_is_refused(tmp_path, name):
     [
         ([torch.zeros(2)], "list"),
         (torch.zeros(2), "Tensor"),
-        ({"state_dict": {"a": torch.zeros(2)}, "epoch": 3}, "dict"),
-        ({0: torch.zeros(2)}, "dict"),
+        ({"weights": {"a": torch.zeros(2)}, "epoch": 3}, "dict in which 'weights' is dict. It may lie under one of"),
+        ({"state_dict": {"a": torch.zeros(2), "b": 3}}, "dict in which 'b' is int"),
+        ({0: torch.zeros(2)}, "dict in which 0 is Tensor"),
+        ({}, "dict without entries"),
     ],
 )
 def test_anything_but_a_dictionary_of_tensors_by_name_is_refused(tmp_path, content, kind):
