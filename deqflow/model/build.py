@@ -1,6 +1,7 @@
 """Put estimators together: every size, with every update operator, as an equilibrium or recurrently."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 from deqflow.equilibrium import Equilibrium, GradientMode, Phantom, Unrolled
@@ -39,14 +40,15 @@ def build(
     attraction_strength: float = 0.3,
     attraction_temperature: float = 1.0,
     mixture: bool = False,
-    correlation: CorrelationName = "auto",
+    correlation: CorrelationName | None = None,
     checkpoint_encoders: bool = False,
 ) -> FlowEstimator:
     """Build an estimator with random weights (use ``torch.manual_seed``), in training mode.
 
     Args:
         size: "tiny", "base", "large", "huge", "gigantic" (paper, table of sizes), "small" (RAFT-small's
-            widths and update operator), "sea-s" or "sea-m" (SEA-RAFT's) or "mini" (the shipped model's).
+            widths and update operator), "sea-s" or "sea-m" (SEA-RAFT's), "mini" (the shipped model's) or
+            "mini-warp" (the same with warped features, its state at 1/4 of the image).
         update: the update operator, "raft", "raft-small", "gma" (global motion aggregation) or "sea" (SEA-RAFT's
             ConvNeXt blocks); the one that the size was published with if not given. Or your own: a function of the
             :class:`Size`, usually a class, that returns an :class:`deqflow.model.updates.UpdateOperator`.
@@ -71,7 +73,9 @@ def build(
             "none", as the published models have it (:mod:`deqflow.model.attraction`).
         attraction_strength, attraction_temperature: of it; what it begins with where it is learned.
         mixture: say at each pixel what error is expected (:mod:`deqflow.model.mixture`); SEA-RAFT's update always does.
-        correlation: "volume", "sampled", or "auto" (:func:`deqflow.model.correlation.correlate`); not stored.
+        correlation: what the update sees at the end of the flow, "warped" for warped features; or how the correlation
+            there is computed, "volume", "sampled" or "auto" (:func:`deqflow.model.correlation.correlate`), which is
+            not stored; the size's own if not given.
         checkpoint_encoders: trade time for memory in training (:class:`FlowEstimator`); not stored in checkpoints.
 
     Raises:
@@ -97,6 +101,7 @@ def build(
         attraction_strength=attraction_strength,
         attraction_temperature=attraction_temperature,
         mixture=mixture,
+        correlation=_stored(correlation, SIZES[size]),
     )
     default_evals = SIZES[size].updates if recurrent else 24
     equilibrium = Equilibrium(
@@ -107,23 +112,40 @@ def build(
         eval_stop=Stop(max_evals=config.max_evals, atol=config.atol),
     )
     estimator = _assemble(config, equilibrium, update if callable(update) else None)
-    estimator.correlation, estimator.checkpoint_encoders = correlation, checkpoint_encoders
+    estimator.correlation, estimator.checkpoint_encoders = correlation or estimator.correlation, checkpoint_encoders
     return estimator
+
+
+def _stored(correlation: CorrelationName | None, size: Size) -> CorrelationName | None:
+    """What a configuration keeps of the correlation: only what is not the size's own, and no way to compute it."""
+    if correlation is None or (correlation == "warped") == (size.found == "warped"):
+        return None
+    return "warped" if correlation == "warped" else "auto"
+
+
+def _size(config: EstimatorConfig) -> Size:
+    """The size of a configuration, with what the configuration has otherwise."""
+    size = SIZES[config.size]
+    if config.correlation is None:
+        return size
+    return replace(size, found="warped" if config.correlation == "warped" else "correlation")
 
 
 def _assemble(config: EstimatorConfig, equilibrium: Equilibrium, factory: UpdateFactory | None) -> FlowEstimator:
     """The architecture that a configuration names, or the same around another update operator."""
-    size = SIZES[config.size]
+    size = _size(config)
     own_start = _own_start(size, config.recurrent)
     feature_encoder, context_encoder = _encoders(size, size.context + (size.hidden if own_start.gives_hidden else 0))
     update = factory(size) if factory else make_update(config)
-    convex = size.upsampling == "convex"
+    upsampler = BilinearUpsampler(size.stride)
+    if size.upsampling == "convex":
+        upsampler = ConvexUpsampler(size.hidden, size.mask_head, size.stride)
     own_mixture = hasattr(update, "mixture_of")
     return FlowEstimator(
         feature_encoder=feature_encoder,
         context_encoder=context_encoder,
         update=update,
-        upsampler=ConvexUpsampler(size.hidden, size.mask_head) if convex else BilinearUpsampler(),
+        upsampler=upsampler,
         equilibrium=equilibrium,
         context_channels=size.context,
         levels=size.levels,
@@ -137,6 +159,8 @@ def _assemble(config: EstimatorConfig, equilibrium: Equilibrium, factory: Update
             strength=config.attraction_strength,
             temperature=config.attraction_temperature,
         ),
+        correlation="warped" if size.found == "warped" else "auto",
+        stride=size.stride,
         own_start=own_start,
         mixture_head=MixtureHead(size.hidden, size.flow_head) if config.mixture and not own_mixture else None,
         config=None if factory else config,
@@ -151,7 +175,12 @@ def _own_start(size: Size, recurrent: bool) -> OwnStart:
 
 def _encoders(size: Size, context_outputs: int) -> tuple[Encoder, Encoder | None]:
     """The feature encoder and the context network; the latter is None where the former's last channels serve."""
-    widths = {"widths": size.encoder, "block": size.block, "depths": size.depths}
+    widths: dict[str, Any] = {
+        "widths": size.encoder,
+        "block": size.block,
+        "depths": size.depths,
+        "stride": size.stride,
+    }
     if size.context_norm == "shared":
         return Encoder(outputs=size.features + context_outputs, norm=size.feature_norm, **widths), None
     context_encoder = PairContext if size.context_of == "both" else Encoder
@@ -161,7 +190,7 @@ def _encoders(size: Size, context_outputs: int) -> tuple[Encoder, Encoder | None
 
 def make_update(config: EstimatorConfig) -> RaftUpdate | SeaUpdate:
     """The update operator that a configuration names."""
-    size = SIZES[config.size]
+    size = _size(config)
     name = config.update or size.update
     widths: dict[str, Any] = {
         "hidden": size.hidden,

@@ -80,7 +80,8 @@ class FlowEstimator(nn.Module):
         context_channels: how many channels of the encoder's output are context.
         levels, radius: of the correlation lookup.
         recurrent, all_gradients, dropout: as in :class:`deqflow.model.sizes.EstimatorConfig`.
-        correlation: how lookups are computed, see :func:`deqflow.model.correlation.correlate`; may be changed.
+        correlation: what is found at the end of the flow and how it is computed, see
+            :func:`deqflow.model.correlation.correlate`; may be changed, but not from or to "warped".
         checkpoint_encoders: keep the encoders' inputs for backward instead of their activations, which are computed
             again, an image at a time: less memory, more time. May be changed at any time.
         checkpoint_updates: the same for each evaluation that a graph is recorded of, and for each upsampling: their
@@ -130,12 +131,26 @@ class FlowEstimator(nn.Module):
         self.update, self.upsampler, self.equilibrium = update, upsampler, equilibrium
         self.context_channels, self.levels, self.radius = context_channels, levels, radius
         self.recurrent, self.all_gradients, self.dropout = recurrent, all_gradients, dropout
-        self.correlation: CorrelationName = correlation
+        self._correlation: CorrelationName = correlation
         self.checkpoint_encoders, self.checkpoint_updates = checkpoint_encoders, checkpoint_updates
         self.attraction, self.stride = attraction, stride
         self.own_start: OwnStart = own_start or (FromContext() if recurrent else FromZero())
         self.mixture_head = mixture_head
         self.config, self.origin = config, origin
+
+    @property
+    def correlation(self) -> CorrelationName:
+        """What is found at the end of the flow and how it is computed (:func:`deqflow.model.correlation.correlate`)."""
+        return self._correlation
+
+    @correlation.setter
+    def correlation(self, kind: CorrelationName) -> None:
+        if (kind == "warped") != (self._correlation == "warped"):
+            raise ValueError(
+                f"This model was made for correlation={self._correlation!r}, whose update sees other channels than "
+                f"those of {kind!r}: build a model for it, with deqflow.build(..., correlation={kind!r})."
+            )
+        self._correlation = kind
 
     def forward(
         self,
@@ -297,7 +312,7 @@ class FlowEstimator(nn.Module):
     def _map(
         self, correlation: Correlation, context: Tensor, hidden: Tensor, generator: torch.Generator | None
     ) -> FlowMap:
-        lookup_mask = self._dropout_mask(hidden, self.levels * (2 * self.radius + 1) ** 2, generator)
+        lookup_mask = self._dropout_mask(hidden, correlation.channels, generator)
         context_mask = self._dropout_mask(hidden, self.context_channels, generator)
         return FlowMap(
             correlation,

@@ -63,7 +63,7 @@ def flow_of(estimator: FlowEstimator, pictures: torch.Tensor) -> torch.Tensor:
         return estimator.eval()(*pictures).flow
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "mini"])
+@pytest.mark.parametrize("size", ["tiny", "small", "mini", "mini-warp"])
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_a_model_comes_back_with_the_same_bits_and_output(tmp_path, pictures, size, recurrent):
     torch.manual_seed(1)

@@ -24,7 +24,7 @@ def parameters(*args, **options):
 
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("size", ["tiny", "small", "mini"])
+@pytest.mark.parametrize("size", ["tiny", "small", "mini", "mini-warp"])
 def test_each_update_works_in_each_size_both_ways(generator, size, update, recurrent):
     torch.manual_seed(0)
     estimator = deqflow.build(size, update, recurrent=recurrent, train_evals=3)
