@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from deqflow.data.colors import flow_to_rgb
     from deqflow.data.flow_files import read_flow, read_image, write_flow, write_image
     from deqflow.model.build import build
-    from deqflow.model.checkpoints import CheckpointError, load, save
+    from deqflow.model.checkpoints import load, load_published, save
     from deqflow.model.estimator import FlowEstimator
     from deqflow.model.output import FlowOutput
-    from deqflow.model.published import load_published
     from deqflow.model.scales import ScaledOutput, estimate_at_scales
     from deqflow.model.state import FlowState
+    from deqflow.model.tensor_files import CheckpointError
     from deqflow.video.pair import flow
 
 __version__ = version("deqflow")
@@ -54,12 +54,12 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "data.colors": ["flow_to_rgb"],
         "data.flow_files": ["read_flow", "read_image", "write_flow", "write_image"],
         "model.build": ["build"],
-        "model.checkpoints": ["CheckpointError", "load", "save"],
+        "model.checkpoints": ["load", "load_published", "save"],
         "model.estimator": ["FlowEstimator"],
         "model.output": ["FlowOutput"],
-        "model.published": ["load_published"],
         "model.scales": ["ScaledOutput", "estimate_at_scales"],
         "model.state": ["FlowState"],
+        "model.tensor_files": ["CheckpointError"],
         "video.pair": ["flow"],
     },
 )

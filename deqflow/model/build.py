@@ -1,14 +1,18 @@
 """Put estimators together: every size, with every update operator, as an equilibrium or recurrently."""
 
 from collections.abc import Callable
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 from deqflow.equilibrium import Equilibrium, GradientMode, Phantom, Unrolled
 from deqflow.model.attraction import AttractionName, make_attraction
 from deqflow.model.correlation import CorrelationName
 from deqflow.model.encoders import Encoder
 from deqflow.model.estimator import FlowEstimator
+from deqflow.model.mixture import MixtureHead
+from deqflow.model.sea import PairContext, SeaUpdate
 from deqflow.model.sizes import SIZES, EstimatorConfig, Size, UpdateName
+from deqflow.model.start import FromBoth, FromContext, FromZero, OwnStart
 from deqflow.model.updates import GmaUpdate, RaftUpdate, UpdateOperator
 from deqflow.model.upsampling import BilinearUpsampler, ConvexUpsampler
 from deqflow.solvers import Picard, Rule, Stop
@@ -35,17 +39,19 @@ def build(
     attraction: AttractionName = "none",
     attraction_strength: float = 0.3,
     attraction_temperature: float = 1.0,
-    correlation: CorrelationName = "auto",
+    mixture: bool = False,
+    correlation: CorrelationName | None = None,
     checkpoint_encoders: bool = False,
 ) -> FlowEstimator:
     """Build an estimator with random weights (use ``torch.manual_seed``), in training mode.
 
     Args:
         size: "tiny", "base", "large", "huge", "gigantic" (paper, table of sizes), "small" (RAFT-small's
-            widths and update operator) or "mini" (the shipped model's).
-        update: the update operator, "raft", "raft-small" or "gma" (global motion aggregation); the one that the
-            size was published with if not given. Or your own: a function of the :class:`Size`, usually a class,
-            that returns an :class:`deqflow.model.updates.UpdateOperator`.
+            widths and update operator), "sea-s" or "sea-m" (SEA-RAFT's), "mini" (the shipped model's) or
+            "mini-warp" (the same with warped features, its state at 1/4 of the image).
+        update: the update operator, "raft", "raft-small", "gma" (global motion aggregation) or "sea" (SEA-RAFT's
+            ConvNeXt blocks); the one that the size was published with if not given. Or your own: a function of the
+            :class:`Size`, usually a class, that returns an :class:`deqflow.model.updates.UpdateOperator`.
         recurrent: build RAFT itself, the recurrent baseline: unrolled gradients, every update supervised,
             hidden state started from the context.
         weight_norm: on the update operator; on for equilibrium models, off for recurrent ones if not given. Your
@@ -57,15 +63,19 @@ def build(
         gradient: how to differentiate; one-step phantom, or unrolled if recurrent, if not given.
         corrections: states supervised in training, evenly placed; 1, or all if recurrent, if not given.
         rule: the solver; Picard if not given.
-        train_evals: evaluations in training, without early stop; 24, or 12 if recurrent, if not given.
-        max_evals: budget in evaluation; 40, or 12 if recurrent, if not given.
+        train_evals: evaluations in training, without early stop; 24, or as published (12; SEA-RAFT: 4) if recurrent,
+            if not given.
+        max_evals: budget in evaluation; 40, or as published if recurrent, if not given.
         atol: tolerance in evaluation, RMS change of the flow in full-size pixels; 0.02, or 0 (no early stop)
             if recurrent, if not given.
         attraction: what draws the flow back before each evaluation: "mean" or "context", a smoothness term with fixed
             weights; "learned", one read off the hidden state; "leak", towards a flow predicted from the hidden state;
             "none", as the published models have it (:mod:`deqflow.model.attraction`).
         attraction_strength, attraction_temperature: of it; what it begins with where it is learned.
-        correlation: "volume", "sampled", or "auto" (:func:`deqflow.model.correlation.correlate`); not stored.
+        mixture: say at each pixel what error is expected (:mod:`deqflow.model.mixture`); SEA-RAFT's update always does.
+        correlation: what the update sees at the end of the flow, "warped" for warped features; or how the correlation
+            there is computed, "volume", "sampled" or "auto" (:func:`deqflow.model.correlation.correlate`), which is
+            not stored; the size's own if not given.
         checkpoint_encoders: trade time for memory in training (:class:`FlowEstimator`); not stored in checkpoints.
 
     Raises:
@@ -85,13 +95,15 @@ def build(
         damping=damping,
         dropout=dropout,
         flow_head=None if flow_head == SIZES[size].flow_head else flow_head,
-        max_evals=(12 if recurrent else 40) if max_evals is None else max_evals,
+        max_evals=(SIZES[size].updates if recurrent else 40) if max_evals is None else max_evals,
         atol=(0.0 if recurrent else 0.02) if atol is None else atol,
         attraction=attraction,
         attraction_strength=attraction_strength,
         attraction_temperature=attraction_temperature,
+        mixture=mixture,
+        correlation=_stored(correlation, SIZES[size]),
     )
-    default_evals = 12 if recurrent else 24
+    default_evals = SIZES[size].updates if recurrent else 24
     equilibrium = Equilibrium(
         rule=rule or Picard(damping=damping),
         stop=Stop(max_evals=default_evals if train_evals is None else train_evals, atol=0.0),
@@ -100,33 +112,40 @@ def build(
         eval_stop=Stop(max_evals=config.max_evals, atol=config.atol),
     )
     estimator = _assemble(config, equilibrium, update if callable(update) else None)
-    estimator.correlation, estimator.checkpoint_encoders = correlation, checkpoint_encoders
+    estimator.correlation, estimator.checkpoint_encoders = correlation or estimator.correlation, checkpoint_encoders
     return estimator
+
+
+def _stored(correlation: CorrelationName | None, size: Size) -> CorrelationName | None:
+    """What a configuration keeps of the correlation: only what is not the size's own, and no way to compute it."""
+    if correlation is None or (correlation == "warped") == (size.found == "warped"):
+        return None
+    return "warped" if correlation == "warped" else "auto"
+
+
+def _size(config: EstimatorConfig) -> Size:
+    """The size of a configuration, with what the configuration has otherwise."""
+    size = SIZES[config.size]
+    if config.correlation is None:
+        return size
+    return replace(size, found="warped" if config.correlation == "warped" else "correlation")
 
 
 def _assemble(config: EstimatorConfig, equilibrium: Equilibrium, factory: UpdateFactory | None) -> FlowEstimator:
     """The architecture that a configuration names, or the same around another update operator."""
-    size = SIZES[config.size]
-    encoded_context = size.context + (size.hidden if config.recurrent else 0)
-    shared = size.context_norm == "shared"
-    context_encoder = None
-    if size.context_norm != "shared":
-        context_encoder = Encoder(
-            widths=size.encoder, outputs=encoded_context, norm=size.context_norm, block=size.block, depths=size.depths
-        )
-    feature_encoder = Encoder(
-        widths=size.encoder,
-        outputs=size.features + (encoded_context if shared else 0),
-        norm="instance",
-        block=size.block,
-        depths=size.depths,
-    )
-    convex = size.upsampling == "convex"
+    size = _size(config)
+    own_start = _own_start(size, config.recurrent)
+    feature_encoder, context_encoder = _encoders(size, size.context + (size.hidden if own_start.gives_hidden else 0))
+    update = factory(size) if factory else make_update(config)
+    upsampler = BilinearUpsampler(size.stride)
+    if size.upsampling == "convex":
+        upsampler = ConvexUpsampler(size.hidden, size.mask_head, size.stride)
+    own_mixture = hasattr(update, "mixture_of")
     return FlowEstimator(
         feature_encoder=feature_encoder,
         context_encoder=context_encoder,
-        update=factory(size) if factory else make_update(config),
-        upsampler=ConvexUpsampler(size.hidden, size.mask_head) if convex else BilinearUpsampler(),
+        update=update,
+        upsampler=upsampler,
         equilibrium=equilibrium,
         context_channels=size.context,
         levels=size.levels,
@@ -140,23 +159,49 @@ def _assemble(config: EstimatorConfig, equilibrium: Equilibrium, factory: Update
             strength=config.attraction_strength,
             temperature=config.attraction_temperature,
         ),
+        correlation="warped" if size.found == "warped" else "auto",
+        stride=size.stride,
+        own_start=own_start,
+        mixture_head=MixtureHead(size.hidden, size.flow_head) if config.mixture and not own_mixture else None,
         config=None if factory else config,
     )
 
 
-def make_update(config: EstimatorConfig) -> RaftUpdate:
+def _own_start(size: Size, recurrent: bool) -> OwnStart:
+    if size.context_of == "both":
+        return FromBoth()
+    return FromContext() if recurrent else FromZero()
+
+
+def _encoders(size: Size, context_outputs: int) -> tuple[Encoder, Encoder | None]:
+    """The feature encoder and the context network; the latter is None where the former's last channels serve."""
+    widths: dict[str, Any] = {
+        "widths": size.encoder,
+        "block": size.block,
+        "depths": size.depths,
+        "stride": size.stride,
+    }
+    if size.context_norm == "shared":
+        return Encoder(outputs=size.features + context_outputs, norm=size.feature_norm, **widths), None
+    context_encoder = PairContext if size.context_of == "both" else Encoder
+    context = context_encoder(outputs=context_outputs, norm=size.context_norm, **widths)
+    return Encoder(outputs=size.features, norm=size.feature_norm, **widths), context
+
+
+def make_update(config: EstimatorConfig) -> RaftUpdate | SeaUpdate:
     """The update operator that a configuration names."""
-    size = SIZES[config.size]
+    size = _size(config)
     name = config.update or size.update
-    operator = GmaUpdate if name == "gma" else RaftUpdate
-    return operator(
-        hidden=size.hidden,
-        context=size.context,
-        motion=size.motion,
-        correlation=size.lookup,
-        correlation_widths=size.correlation,
-        flow_widths=size.flow,
-        head=config.flow_head or size.flow_head,
-        separable=name != "raft-small",
-        weight_norm=config.weight_norm,
-    )
+    widths: dict[str, Any] = {
+        "hidden": size.hidden,
+        "context": size.context,
+        "motion": size.motion,
+        "correlation": size.lookup,
+        "correlation_widths": size.correlation,
+        "flow_widths": size.flow,
+        "head": config.flow_head or size.flow_head,
+        "weight_norm": config.weight_norm,
+    }
+    if name == "sea":
+        return SeaUpdate(**widths)
+    return (GmaUpdate if name == "gma" else RaftUpdate)(separable=name != "raft-small", **widths)

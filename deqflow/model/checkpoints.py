@@ -1,5 +1,6 @@
-"""Our own checkpoints: safetensors with the configuration inside, and the models that the package ships."""
+"""Loading and saving models: checkpoints of our own, safetensors with the configuration inside; shipped; published."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,27 +8,26 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from deqflow.model.build import build
 from deqflow.model.estimator import FlowEstimator
+from deqflow.model.published import from_published
 from deqflow.model.sizes import SIZES, EstimatorConfig
+from deqflow.model.tensor_files import CheckpointError, is_safetensors, plain_names, read_tensors, safetensors_metadata
 
 SHIPPED = ("deqflow-small", "raft-small-twin")
 FORMAT = "deqflow-1"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, or is not what it was taken for."""
 
 
 def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] | None = None) -> Path:
     """Write weights, configuration and recipe to one safetensors file; the old file stays until the new is whole.
 
     Args:
-        estimator: made by :func:`deqflow.build` (a model put together by hand has no configuration to store).
+        estimator: made by :func:`deqflow.build` (a model put together by hand has no configuration to store). The
+            wrappers of torch.compile and of data parallelism are taken off.
         path: where to, usually ``*.safetensors``.
         recipe: anything json can hold on how the weights came about.
 
@@ -35,6 +35,8 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
         ValueError: the estimator has no configuration.
         OSError: the folder can't be written to, or the disk is full.
     """
+    for wrapper in ("_orig_mod", "module", "_orig_mod"):  # of torch.compile, data parallelism, or one in the other
+        estimator = getattr(estimator, wrapper, estimator)
     if estimator.config is None:
         raise ValueError("save expects an estimator made by deqflow.build, got one without a configuration.")
     path = Path(path)
@@ -43,7 +45,8 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
         "config": json.dumps(dataclasses.asdict(estimator.config)),
         "recipe": json.dumps(recipe or {}),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in estimator.state_dict().items()}
+    named = plain_names(estimator.state_dict())
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     return replace_file(path, to_bytes(tensors, metadata=metadata))
 
 
@@ -75,32 +78,81 @@ def read_metadata(name_or_path: str | Path) -> tuple[EstimatorConfig, dict[str, 
     path = _locate(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}: expected a .safetensors file written by deqflow.")
+    metadata = safetensors_metadata(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but none of deqflow's: use deqflow.load_published for published weights."
+        )
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("format") == FORMAT:
-            return EstimatorConfig(**json.loads(metadata["config"])), json.loads(metadata["recipe"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        return EstimatorConfig(**json.loads(metadata["config"])), json.loads(metadata["recipe"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({error}): download or save it again."
         ) from error
-    raise CheckpointError(
-        f"{path} is a safetensors file, but none of deqflow's: use deqflow.load_published for published weights."
-    )
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """How the weights of any checkpoint file came about: the recipe in ours, the origin of a published one.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as for :func:`load_published`.
+    """
+    path = Path(path)
+    return read_metadata(path)[1] if path.is_file() and _is_ours(path) else {"origin": load_published(path).origin}
 
 
 def load(name_or_path: str | Path) -> FlowEstimator:
-    """Load a shipped model by name, or one of our checkpoints by path, ready for evaluation on the CPU.
+    """Load a shipped model by name, or any checkpoint by path, ready for evaluation on the CPU.
+
+    Args:
+        name_or_path: the name of a shipped model, or the path of a checkpoint that deqflow wrote, or of one that
+            :func:`load_published` knows.
 
     Raises:
         FileNotFoundError: neither a known name nor a file.
-        CheckpointError: the file is damaged, none of ours, or does not fit its own configuration.
+        CheckpointError: the file is damaged, does not fit its own configuration, or fits no known model.
     """
     path = _locate(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(
             f"No model {str(name_or_path)!r}: expected one of {', '.join(SHIPPED)}, or the path of a checkpoint."
         )
+    if is_safetensors(path):
+        safetensors_metadata(path)  # raises where the file is damaged
+    return load_published(path)
+
+
+def load_published(path: str | Path) -> FlowEstimator:
+    """Load a published checkpoint, ready for evaluation on the CPU; the estimator's ``origin`` says what it is.
+
+    Known are DEQ-Flow (versions 1 and 2 in all sizes, with and without GMA, and TorchDEQ's), RAFT and RAFT-small,
+    GMA, SEA-RAFT S and M (L has M's weights), and torchvision's raft_large and raft_small. The model is recognised by
+    its tensors' names and shapes, and loaded strictly. Pickled code is never run. A checkpoint that deqflow wrote is
+    read by its own configuration.
+
+    Args:
+        path: a file of torch.save or safetensors, whatever its suffix. The tensors may lie under "model", "state_dict"
+            or "model_state_dict", and their names carry the prefixes "module.", "_orig_mod." and "model.".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, holds more than tensors, or fits no known model; then the nearest
+            one is named with what differs.
+    """
+    path = Path(path)
+    if path.is_file() and _is_ours(path):
+        return _load_ours(path)
+    return from_published(read_tensors(path), source=str(path))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether deqflow wrote a file, in this version or another; a damaged one says nothing of that."""
+    with contextlib.suppress(CheckpointError):
+        return is_safetensors(path) and safetensors_metadata(path).get("format", "").startswith("deqflow-")
+    return False
+
+
+def _load_ours(path: Path) -> FlowEstimator:
     config, recipe = read_metadata(path)
     if config.size not in tuple(SIZES):  # a damaged file's size may be of any type
         raise CheckpointError(f"{path} was made for an unknown size {config.size!r}: update deqflow.")

@@ -1,4 +1,4 @@
-"""Convolutional encoders: images (B, 3, H, W) in -1..1 -> features (B, C, H/8, W/8) (RAFT, section 3.1)."""
+"""Convolutional encoders: images (B, 3, H, W) in -1..1 -> features (B, C, H/8, W/8) or H/4, W/4 (RAFT, section 3.1)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -119,7 +119,7 @@ def make_shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Modu
 
 
 class Encoder(nn.Module):
-    """A 7x7 stem of stride 2, residual stages of strides 1, 2, 2, and a 1x1 convolution.
+    """A 7x7 stem of stride 2, residual stages of strides 1, 2, 2 (or 1 at the last), and a 1x1 convolution.
 
     Args:
         widths: channels of the stem and of the three stages.
@@ -127,6 +127,8 @@ class Encoder(nn.Module):
         norm: normalisation throughout.
         block: kind of residual block.
         depths: blocks in each stage.
+        inputs: channels of the images.
+        stride: image pixels to a pixel of the result, 8 or 4.
     """
 
     def __init__(
@@ -137,15 +139,17 @@ class Encoder(nn.Module):
         norm: Norm,
         block: Literal["residual", "bottleneck"] = "residual",
         depths: tuple[int, int, int] = (2, 2, 2),
+        inputs: int = 3,
+        stride: int = 8,
     ) -> None:
         super().__init__()
         make_block = ResidualBlock if block == "residual" else BottleneckBlock
-        self.stem = nn.Conv2d(3, widths[0], 7, stride=2, padding=3)
+        self.stem = nn.Conv2d(inputs, widths[0], 7, stride=2, padding=3)
         self.stem_norm = make_norm(norm, widths[0])
         stages = []
-        for inputs, channels, depth, stride in zip(widths[:-1], widths[1:], depths, (1, 2, 2), strict=True):
+        for before, channels, depth, step in zip(widths[:-1], widths[1:], depths, (1, 2, stride // 4), strict=True):
             blocks = [
-                make_block(inputs if i == 0 else channels, channels, stride=stride if i == 0 else 1, norm=norm)
+                make_block(before if i == 0 else channels, channels, stride=step if i == 0 else 1, norm=norm)
                 for i in range(depth)
             ]
             stages.append(nn.Sequential(*blocks))
@@ -154,7 +158,7 @@ class Encoder(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in -1..1 -> (B, outputs, H/8, W/8)."""
+        """(B, inputs, H, W) in -1..1 -> (B, outputs, H / stride, W / stride)."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.stem_norm(self.stem(x)).relu_()
         for stage in self.stages:

@@ -1,8 +1,8 @@
 """The flow estimator: images -> features -> correlation -> fixed point -> flow (paper section 3.1).
 
 The state of the fixed point is hidden (B, Ch, h, w) and flow (B, 2, h, w) at 1/8 size, packed in one float32
-tensor (B, Ch + 2, h, w). The same class is the equilibrium model and its recurrent counterpart (RAFT): they
-differ in the gradient mode, in where the hidden state starts, and in what supervises them.
+tensor (B, Ch + 2, h, w). The same class is the equilibrium model and its recurrent counterpart (RAFT, SEA-RAFT): they
+differ in the gradient mode, in where the state starts, and in what supervises them.
 
 A pair is prepared in three steps, and all that solves pairs goes through them::
 
@@ -13,6 +13,7 @@ A pair is prepared in three steps, and all that solves pairs goes through them::
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,10 @@ from deqflow.model.images import check_images, not_finite
 from deqflow.model.output import FlowOutput
 from deqflow.model.problem import FlowProblem
 from deqflow.model.sizes import EstimatorConfig
+from deqflow.model.start import FromContext, FromZero, OwnStart
 from deqflow.model.state import STRIDE, FlowState
 from deqflow.model.updates import UpdateOperator
+from deqflow.model.upsampling import Upsampler
 from deqflow.solvers import OnEval, Rule, Status, Stop
 from deqflow.solvers.loop import per_sample
 
@@ -47,7 +50,7 @@ class Features:
         images: (B, 3, 8 h, 8 w), padded, -1..1.
         padding: by which they were padded.
         context: (B, C, h, w), what the first image tells the update operator; None until it is asked for, where a
-            second network makes it (:meth:`FlowEstimator.problem`).
+            second network makes it (:meth:`FlowEstimator.problem`), and always where that one sees both images.
     """
 
     matching: Tensor
@@ -69,7 +72,7 @@ class FlowEstimator(nn.Module):
 
     Args:
         feature_encoder: images -> matching features.
-        context_encoder: first image -> context, and the hidden state's start if recurrent; None if the
+        context_encoder: first image, or both -> context, and the hidden state's start if recurrent; None if the
             feature encoder's last channels are the context.
         update: the update operator.
         upsampler: state -> flow at full size.
@@ -77,7 +80,8 @@ class FlowEstimator(nn.Module):
         context_channels: how many channels of the encoder's output are context.
         levels, radius: of the correlation lookup.
         recurrent, all_gradients, dropout: as in :class:`deqflow.model.sizes.EstimatorConfig`.
-        correlation: how lookups are computed, see :func:`deqflow.model.correlation.correlate`; may be changed.
+        correlation: what is found at the end of the flow and how it is computed, see
+            :func:`deqflow.model.correlation.correlate`; may be changed, but not from or to "warped".
         checkpoint_encoders: keep the encoders' inputs for backward instead of their activations, which are computed
             again, an image at a time: less memory, more time. May be changed at any time.
         checkpoint_updates: the same for each evaluation that a graph is recorded of, and for each upsampling: their
@@ -85,6 +89,10 @@ class FlowEstimator(nn.Module):
         attraction: what draws the flow back before each evaluation, see :mod:`deqflow.model.attraction`; None for
             nothing, as the published models have it. May be changed at any time.
         stride: image pixels to a pixel of the state.
+        own_start: where a solve begins that is not given a state (:mod:`deqflow.model.start`); from zero, or from the
+            context if recurrent, if not given.
+        mixture_head: hidden state -> mixture (:mod:`deqflow.model.mixture`); None where the update gives one by
+            itself, or where there is none.
         config: stored in checkpoints; None for a model put together by hand.
         origin: where published weights come from, in words.
 
@@ -98,7 +106,7 @@ class FlowEstimator(nn.Module):
         feature_encoder: nn.Module,
         context_encoder: nn.Module | None,
         update: UpdateOperator,
-        upsampler: nn.Module,
+        upsampler: Upsampler,
         equilibrium: Equilibrium,
         context_channels: int,
         levels: int = 4,
@@ -111,6 +119,8 @@ class FlowEstimator(nn.Module):
         checkpoint_updates: bool = False,
         attraction: Attraction | None = None,
         stride: int = STRIDE,
+        own_start: OwnStart | None = None,
+        mixture_head: nn.Module | None = None,
         config: EstimatorConfig | None = None,
         origin: str = "",
     ) -> None:
@@ -121,10 +131,26 @@ class FlowEstimator(nn.Module):
         self.update, self.upsampler, self.equilibrium = update, upsampler, equilibrium
         self.context_channels, self.levels, self.radius = context_channels, levels, radius
         self.recurrent, self.all_gradients, self.dropout = recurrent, all_gradients, dropout
-        self.correlation: CorrelationName = correlation
+        self._correlation: CorrelationName = correlation
         self.checkpoint_encoders, self.checkpoint_updates = checkpoint_encoders, checkpoint_updates
         self.attraction, self.stride = attraction, stride
+        self.own_start: OwnStart = own_start or (FromContext() if recurrent else FromZero())
+        self.mixture_head = mixture_head
         self.config, self.origin = config, origin
+
+    @property
+    def correlation(self) -> CorrelationName:
+        """What is found at the end of the flow and how it is computed (:func:`deqflow.model.correlation.correlate`)."""
+        return self._correlation
+
+    @correlation.setter
+    def correlation(self, kind: CorrelationName) -> None:
+        if (kind == "warped") != (self._correlation == "warped"):
+            raise ValueError(
+                f"This model was made for correlation={self._correlation!r}, whose update sees other channels than "
+                f"those of {kind!r}: build a model for it, with deqflow.build(..., correlation={kind!r})."
+            )
+        self._correlation = kind
 
     def forward(
         self,
@@ -193,7 +219,7 @@ class FlowEstimator(nn.Module):
         encoded = self._run_encoder(self.feature_encoder, images)
         if self.context_encoder is not None:
             return Features(encoded.to(images.dtype), images, padding)
-        matching, context = encoded.tensor_split([encoded.shape[1] - self._encoded_context], 1)
+        matching, context = encoded.tensor_split([encoded.shape[1] - self._context_outputs], 1)
         return Features(matching.to(images.dtype), images, padding, context)
 
     def problem(
@@ -203,11 +229,9 @@ class FlowEstimator(nn.Module):
 
         Dropout's masks are drawn here, once, from ``generator`` in training.
         """
-        if features1.context is None:
-            assert self.context_encoder is not None  # where there is none, the features bring their context
-            features1.context = self._run_encoder(self.context_encoder, features1.images)
-        hidden, context = self._hidden_and_context(features1.context, features1.matching)
-        with torch.autocast(hidden.device.type, enabled=False):  # half precision costs too much here
+        encoded = self._encoded_context(features1, features2)
+        start, context = self.own_start(encoded, features1.matching, self.update)
+        with torch.autocast(start.flow.device.type, enabled=False):  # half precision costs too much here
             correlation = correlate(
                 features1.matching,
                 features2.matching,
@@ -216,15 +240,29 @@ class FlowEstimator(nn.Module):
                 kind=self.correlation,
             )
         f = self._map(correlation, context, features1.matching, generator)
-        still = hidden.new_zeros(hidden.shape[0], 2, *hidden.shape[-2:])  # in a graph len() would fix the batch
-        z0 = FlowState(hidden, still).pack()
-        return FlowProblem(self, f, z0, features1.padding)
+        return FlowProblem(self, f, start.pack(), features1.padding)
 
     def upsample(self, state: FlowState) -> Tensor:
         """The flow of a state at the padded images' size, (B, 2, s h, s w), in pixels."""
+        return self._checkpointed(self.upsampler, state)
+
+    def upsample_with_mixture(self, state: FlowState) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`upsample`, and the mixture at the same size, (B, 4, s h, s w); None where the model has none."""
+        head = self.mixture_head or getattr(self.update, "mixture_of", None)
+        if head is None:
+            return self.upsample(state), None
+
+        def both(state: FlowState) -> Tensor:  # the convex mask is computed once
+            values = torch.cat([self.stride * state.flow, head(state.hidden).to(state.flow.dtype)], 1)
+            return self.upsampler.enlarge(state.hidden, values)
+
+        flow, mixture = self._checkpointed(both, state).tensor_split([2], 1)
+        return flow, mixture
+
+    def _checkpointed(self, upsampler: Callable[[FlowState], Tensor], state: FlowState) -> Tensor:
         if self.checkpoint_updates and torch.is_grad_enabled():
-            return checkpoint(self.upsampler, state, use_reentrant=False, preserve_rng_state=False)
-        return self.upsampler(state)
+            return checkpoint(upsampler, state, use_reentrant=False, preserve_rng_state=False)
+        return upsampler(state)
 
     def _pair(self, image1: Tensor, image2: Tensor, generator: torch.Generator | None) -> FlowProblem:
         both = self.encode(torch.cat([image1, image2]))  # one pass through the encoder
@@ -256,23 +294,25 @@ class FlowEstimator(nn.Module):
             status=output.solve.status.masked_fill(bad, int(Status.NON_FINITE)),
         )
         flow = output.flow.masked_fill(flags, torch.nan)
-        output = dataclasses.replace(output, flow=flow, flows=(flow,), state=FlowState.unpack(solve.fz), solve=solve)
+        mixtures = tuple(mixture.masked_fill(flags, torch.nan) for mixture in output.mixtures)
+        state = FlowState.unpack(solve.fz)
+        output = dataclasses.replace(output, flow=flow, flows=(flow,), state=state, solve=solve, mixtures=mixtures)
         return output, f"NaN or infinity in the images of sample {numbers}: its flow is NaN. {remarks}".strip()
 
-    def _hidden_and_context(self, encoded: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden state to start from and the context, in the precision of the state and in the encoder's."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        if self.recurrent:
-            hidden, encoded = encoded.split([self.update.hidden_channels, self.context_channels], 1)
-            hidden = hidden.to(dtype).tanh()
-        else:
-            hidden = like.new_zeros(encoded.shape[0], self.update.hidden_channels, *encoded.shape[-2:], dtype=dtype)
-        return hidden, encoded.relu()
+    def _encoded_context(self, features1: Features, features2: Features) -> Tensor:
+        """The context network's output; that of one image is kept with the image's features."""
+        if features1.context is not None:
+            return features1.context
+        assert self.context_encoder is not None  # where there is none, the features bring their context
+        if self.own_start.sees_both:
+            return self._run_encoder(self.context_encoder, torch.cat([features1.images, features2.images], 1))
+        features1.context = self._run_encoder(self.context_encoder, features1.images)
+        return features1.context
 
     def _map(
         self, correlation: Correlation, context: Tensor, matching: Tensor, generator: torch.Generator | None
     ) -> FlowMap:
-        lookup_mask = self._dropout_mask(matching, self.levels * (2 * self.radius + 1) ** 2, generator)
+        lookup_mask = self._dropout_mask(matching, correlation.channels, generator)
         context_mask = self._dropout_mask(matching, self.context_channels, generator)
         return FlowMap(
             correlation,
@@ -301,5 +341,5 @@ class FlowEstimator(nn.Module):
         return stays.to(like) / (1 - self.dropout)
 
     @property
-    def _encoded_context(self) -> int:
-        return self.context_channels + (self.update.hidden_channels if self.recurrent else 0)
+    def _context_outputs(self) -> int:
+        return self.context_channels + (self.update.hidden_channels if self.own_start.gives_hidden else 0)

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from deqflow.model.checkpoints import replace_file
 from deqflow.model.estimator import FlowEstimator
+from deqflow.model.images import SMALLEST_SIDE
 from deqflow.model.state import STRIDE
 from deqflow.solvers import Picard, Stop
 
@@ -52,7 +53,7 @@ class FixedEvaluations(nn.Module):
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
         """(B, 3, H, W), RGB, 0..255 -> the flow, (B, 2, H, W), in pixels."""
-        padding: Any = IndexedPadding(*image1.shape[-2:])
+        padding: Any = IndexedPadding(*image1.shape[-2:], stride=self.estimator.stride)
         features = (self.estimator.encode(image, padding=padding) for image in (image1, image2))
         problem = self.estimator.problem(*features)
         f, z = problem.f, problem.z0
@@ -66,35 +67,38 @@ class IndexedPadding:
 
     Args:
         height, width: of the images to come, numbers or symbols.
+        stride: what the padded sides divide by.
     """
 
-    def __init__(self, height: int, width: int) -> None:
-        self.height, self.width = height, width
+    def __init__(self, height: int, width: int, stride: int = STRIDE) -> None:
+        self.height, self.width, self.stride = height, width, stride
 
     def pad(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W') with H' and W' divisible."""
-        return image[:, :, padded_index(self.height, image.device)][..., padded_index(self.width, image.device)]
+        rows, columns = (padded_index(side, image.device, self.stride) for side in (self.height, self.width))
+        return image[:, :, rows][..., columns]
 
     def crop(self, image: Tensor) -> Tensor:
         """(B, C, H', W') -> (B, C, H, W), undoing :meth:`pad`."""
-        return image[:, :, cropped_index(self.height, image.device)][..., cropped_index(self.width, image.device)]
+        rows, columns = (cropped_index(side, image.device, self.stride) for side in (self.height, self.width))
+        return image[:, :, rows][..., columns]
 
 
-def padded_index(side: int, device: torch.device) -> Tensor:
+def padded_index(side: int, device: torch.device, stride: int = STRIDE) -> Tensor:
     """Which pixel stands at each place of a padded side, for sizes not yet known."""
-    padded = (side + STRIDE - 1) // STRIDE * STRIDE
+    padded = (side + stride - 1) // stride * stride
     return (torch.arange(padded, device=device) - (padded - side) // 2).clamp(0, side - 1)
 
 
-def cropped_index(side: int, device: torch.device) -> Tensor:
+def cropped_index(side: int, device: torch.device, stride: int = STRIDE) -> Tensor:
     """Where the pixels of a side stand once it is padded."""
-    padded = (side + STRIDE - 1) // STRIDE * STRIDE
+    padded = (side + stride - 1) // stride * stride
     return torch.arange(side, device=device) + (padded - side) // 2
 
 
-def smallest_side(levels: int) -> int:
+def smallest_side(levels: int, stride: int = STRIDE) -> int:
     """The smallest side of images of a graph for any size: one that leaves two pixels to the coarsest of the scales."""
-    return STRIDE * 2**levels
+    return stride * 2**levels
 
 
 def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | None = None) -> ExportedProgram:
@@ -111,10 +115,11 @@ def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | 
     """
     if estimator.training:
         raise ValueError("Export expects an estimator in evaluation mode, got one in training: call .eval().")
-    if size is not None and min(size) < STRIDE * 2:
+    if size is not None and min(size) < SMALLEST_SIDE:
         raise ValueError(f"Export expects images of at least 16 px a side, got {size[1]}x{size[0]} (width x height).")
     module = FixedEvaluations(estimator, evals).eval()
-    smallest = smallest_side(estimator.levels)
+    warped = estimator.correlation == "warped"  # which has no scales
+    smallest = SMALLEST_SIDE if warped else smallest_side(estimator.levels, estimator.stride)
     shape = (2, 3, *(size or (smallest + 13, smallest + 45)))  # of two samples: an example of one would stay one
     examples = torch.zeros(shape), torch.zeros(shape)  # one tensor given twice would become one input
     free = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
@@ -122,7 +127,8 @@ def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | 
         free |= {2 + i: Dim(name, min=smallest, max=LARGEST_SIDE) for i, name in enumerate(("height", "width"))}
     shapes: Any = {"image1": free, "image2": free}
     kept = estimator.correlation
-    estimator.correlation = "volume"  # the lookup without it depends on where the flow points
+    if not warped:
+        estimator.correlation = "volume"  # the lookup without it depends on where the flow points
     try:
         with torch.no_grad():
             return torch.export.export(

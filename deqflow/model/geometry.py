@@ -103,12 +103,17 @@ def upsample_bilinear(flow: Tensor, factor: int = 8) -> Tensor:
 
     Source: RAFT (Teed and Deng 2020), small model.
     """
-    size = [factor * flow.shape[-2], factor * flow.shape[-1]]
-    return factor * F.interpolate(flow, size=size, mode="bilinear", align_corners=True)
+    return enlarge_bilinear(factor * flow, factor)
+
+
+def enlarge_bilinear(values: Tensor, factor: int) -> Tensor:
+    """Enlarge any field with corners aligned: (B, C, h, w) -> (B, C, f h, f w)."""
+    size = [factor * values.shape[-2], factor * values.shape[-1]]
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=True)
 
 
 def upsample_convex(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
-    """Enlarge a flow field, each fine pixel a convex combination of 3x3 coarse neighbours.
+    """Enlarge a flow field, each fine pixel a convex combination of 3x3 coarse neighbours, and scale its vectors.
 
     Source: RAFT (Teed and Deng 2020), section 3.3.
 
@@ -119,11 +124,16 @@ def upsample_convex(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
     Returns:
         (B, 2, f h, f w) in fine pixels.
     """
-    batch, _, height, width = flow.shape
+    return enlarge_convex(factor * flow, mask, factor)
+
+
+def enlarge_convex(values: Tensor, mask: Tensor, factor: int) -> Tensor:
+    """Enlarge any field as :func:`upsample_convex` enlarges a flow: (B, C, h, w) -> (B, C, f h, f w)."""
+    batch, channels, height, width = values.shape
     weights = mask.view(batch, 1, 9, factor, factor, height, width).softmax(dim=2)
-    neighbours = F.unfold(factor * flow, 3, padding=1).view(batch, 2, 9, 1, 1, height, width)
-    fine = (weights * neighbours).sum(dim=2)  # (B, 2, f, f, h, w)
-    return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2, factor * height, factor * width)
+    neighbours = F.unfold(values, 3, padding=1).view(batch, channels, 9, 1, 1, height, width)
+    fine = (weights * neighbours).sum(dim=2)  # (B, C, f, f, h, w)
+    return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, factor * height, factor * width)
 
 
 class Padding:

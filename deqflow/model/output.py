@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deqflow.model.geometry import Padding
+from deqflow.model.mixture import expected_error
 from deqflow.model.state import STRIDE, FlowState
 from deqflow.solvers import SolverResult, Status, rms
 
@@ -31,6 +32,9 @@ class FlowOutput:
         solve: the solver's account; its residual is the RMS change of the flow in full-size pixels, (B,).
         padding: by which the images were padded.
         stride: image pixels to a pixel of the state.
+        mixtures: the mixture at each correction, (B, 4, H, W) each, as :attr:`mixture`; empty where the model has none.
+        scale: by which the images given were resized before they were estimated: a mixture's scales are in pixels of
+            the resized images.
     """
 
     flow: Tensor
@@ -39,6 +43,21 @@ class FlowOutput:
     solve: SolverResult
     padding: Padding
     stride: int = STRIDE
+    mixtures: tuple[Tensor, ...] = ()
+    scale: float = 1.0
+
+    @property
+    def mixture(self) -> Tensor | None:
+        """What the model says of its own error (:mod:`deqflow.model.mixture`), (B, 4, H, W); None if it says nothing.
+
+        Two logits and two log scales at full size, as the head gives them, unclamped.
+        """
+        return self.mixtures[-1] if self.mixtures else None
+
+    @property
+    def expected_error(self) -> Tensor | None:
+        """The mixture's expected absolute error of each of the flow's two components, (B, H, W), in pixels."""
+        return None if self.mixture is None else expected_error(self.mixture) / self.scale
 
     @property
     def hidden_residual(self) -> Tensor:

@@ -29,6 +29,10 @@ class Solves(Protocol):
         """The flow of a state at the padded images' size."""
         ...
 
+    def upsample_with_mixture(self, state: FlowState) -> tuple[Tensor, Tensor | None]:
+        """The same, and the mixture, if the model has one."""
+        ...
+
 
 @dataclass(frozen=True)
 class FlowProblem:
@@ -69,6 +73,11 @@ class FlowProblem:
     def flow(self, z: Tensor) -> Tensor:
         """The flow of a packed state at the images' size, (B, 2, H, W), in pixels."""
         return self.padding.crop(self.estimator.upsample(FlowState.unpack(z)))
+
+    def flow_and_mixture(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`flow`, and the mixture at the images' size, (B, 4, H, W); None where the model has none."""
+        flow, mixture = self.estimator.upsample_with_mixture(FlowState.unpack(z))
+        return self.padding.crop(flow), None if mixture is None else self.padding.crop(mixture)
 
     def movement(self, difference: Tensor) -> Tensor:
         """How far the flow moves at each pixel, from a difference of packed states: (B, H, W), in pixels."""
@@ -111,12 +120,14 @@ class FlowProblem:
             if result is not first:
                 states = (result.fz,)
                 remarks.append(f"A solve diverged and was tried again with damping: {result.summary()}")
-        flows = tuple(self.flow(state) for state in states)
+        ends = [self.flow_and_mixture(state) for state in states]
+        flows = tuple(flow for flow, _ in ends)
+        mixtures = tuple(mixture for _, mixture in ends if mixture is not None)
         if not estimator.training:
             result, remark = with_failures(result, flows[-1])
             remarks.append(remark)
         state = FlowState.unpack(states[-1])
-        output = FlowOutput(flows[-1], flows, state, result, self.padding, estimator.stride)
+        output = FlowOutput(flows[-1], flows, state, result, self.padding, estimator.stride, mixtures)
         return output, " ".join(filter(None, remarks))
 
 

@@ -1,16 +1,14 @@
-"""Reading published checkpoints strictly and by their names: DEQ-Flow, RAFT, GMA, and torchvision's RAFT."""
+"""Reading published checkpoints strictly and by their names: DEQ-Flow, RAFT, GMA, SEA-RAFT, and torchvision's RAFT."""
 
 import re
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from deqflow.model.build import build
-from deqflow.model.checkpoints import CheckpointError
 from deqflow.model.estimator import FlowEstimator
 from deqflow.model.sizes import SIZES, UpdateName
+from deqflow.model.tensor_files import CheckpointError, plain_names, read_tensors
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -22,6 +20,12 @@ _ENCODER: Rules = (
     (r"conv1\.", "stem."),
     (r"norm1\.", "stem_norm."),
     (r"conv2\.", "head."),
+)
+_SEA_ENCODER: Rules = (
+    (_STAGE + r"bn(\d)\.", r"stages.\1.\2.norm\3."),
+    (r"bn1\.", "stem_norm."),
+    (r"final_conv\.", "head."),
+    *_ENCODER,
 )
 _TORCHVISION_ENCODER: Rules = (
     (_STAGE + r"downsample\.", r"stages.\1.\2.shortcut."),
@@ -45,6 +49,17 @@ _UPDATE: Rules = (
     (r"update_block\.(?:aggregator|gma)\.gamma", "update.aggregation.gamma"),
     (r"attn?\.to_qk\.", "update.attention."),
 )
+_SEA_UPDATE: Rules = (
+    (r"init_conv\.", "context_encoder.mix."),
+    (r"upsample_weight\.", "upsampler.mask."),
+    (r"flow_head\.0\.", "update.head.conv1."),
+    (r"flow_head\.2\.", "update.head.conv2."),
+    (r"update_block\.refine\.(\d)\.dwconv\.", r"update.blocks.\1.depthwise."),
+    (r"update_block\.refine\.(\d)\.pwconv1\.", r"update.blocks.\1.widen."),
+    (r"update_block\.refine\.(\d)\.pwconv2\.", r"update.blocks.\1.narrow."),
+    (r"update_block\.refine\.(\d)\.final\.", r"update.blocks.\1.merge."),
+    (r"update_block\.refine\.", "update.blocks."),
+)
 _TORCHVISION_UPDATE: Rules = (
     (r"mask_predictor\.convrelu\.0\.", "upsampler.mask.0."),
     (r"mask_predictor\.conv\.", "upsampler.mask.2."),
@@ -57,54 +72,23 @@ _TORCHVISION_UPDATE: Rules = (
 )
 _GATE = re.compile(r"update_block\.(?:gru\.conv([zrq])(\d?)|recurrent_block\.convgru(\d)\.conv([zrq]))\.(\w+)")
 _GATES = "zrq"  # the order of ConvGRU's rows: update, reset, candidate
+__all__ = ["from_published", "read_tensors", "translate"]
+_OURS = ("feature_encoder.stem.", "feature_encoder.stages.")  # what no published name begins with
 _LENGTH, _DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
 
 
-def load_published(path: str | Path) -> FlowEstimator:
-    """Load a published checkpoint, ready for evaluation on the CPU; the estimator's ``origin`` says what it is.
-
-    Known are DEQ-Flow (versions 1 and 2 in all sizes, with and without GMA, and TorchDEQ's), RAFT and RAFT-small,
-    GMA, and torchvision's raft_large and raft_small. The model is recognised by its tensors' names and shapes, and
-    loaded strictly. Pickled code is never run.
-
-    Args:
-        path: a ``.pth`` file as published (names may carry the prefix ``module.``), or the same as safetensors.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, holds more than tensors, or fits no known model; then the nearest
-            one is named with what differs.
-    """
-    return from_published(read_tensors(path), source=str(path))
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint file by name, on the CPU, without running pickled code.
-
-    Raises:
-        FileNotFoundError, CheckpointError: as for :func:`load_published`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path}: expected a .pth or .safetensors file.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler stumbles over damaged bytes in any way there is
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} can't be read as a checkpoint ({reason}): it is damaged, or holds code instead of plain tensors."
-        ) from error
-    named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    if not named:
-        raise CheckpointError(f"{path} expects a dictionary of tensors by name, got {type(content).__name__}.")
-    return content
-
-
 def from_published(tensors: dict[str, Tensor], *, source: str = "the state dict") -> FlowEstimator:
-    """Build the model that published tensors belong to and load them strictly; see :func:`load_published`."""
-    tensors = _without_prefix(tensors)
+    """Build the model that published tensors belong to and load them strictly; see :func:`deqflow.load_published`.
+
+    Raises:
+        CheckpointError: they fit no model that is known.
+    """
+    tensors = plain_names(tensors)
+    if any(name.startswith(_OURS) for name in tensors):
+        raise CheckpointError(
+            f"{source} holds tensors by deqflow's own names, but not the configuration that they belong to: write the "
+            "model with deqflow.save."
+        )
     try:
         ours = translate(tensors)
     except RuntimeError as error:
@@ -112,7 +96,7 @@ def from_published(tensors: dict[str, Tensor], *, source: str = "the state dict"
     nearest, fewest = "", None
     options = _options(ours)
     for size in SIZES:
-        for recurrent in (False, True):
+        for recurrent in (True, False):  # SEA-RAFT's names are alike; it is published as a recurrent model
             with torch.device("meta"):
                 candidate = build(size, recurrent=recurrent, **options)
             expected = {name: tuple(tensor.shape) for name, tensor in candidate.state_dict().items()}
@@ -138,7 +122,7 @@ def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Unknown names stay as they are, so that a strict comparison finds them.
     """
-    tensors = _without_prefix(tensors)
+    tensors = plain_names(tensors)
     ours: dict[str, Tensor] = {}
     gates: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -146,26 +130,28 @@ def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if gate:
             gates.setdefault(_rename(name), {})[gate[1] or gate[4]] = tensor
         elif not _unread(name, tensors):
-            ours[_rename(name)] = tensor
+            ours[_rename(name)] = _as_convolution(name, tensor)
     for target, parts in gates.items():
         ours[target] = torch.cat([parts[g] for g in _GATES if g in parts])
     return ours
 
 
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+def _as_convolution(name: str, tensor: Tensor) -> Tensor:
+    """SEA-RAFT has linear layers for some 1x1 convolutions: (outputs, inputs) -> (outputs, inputs, 1, 1)."""
+    linear = re.search(r"\.pwconv\d\.weight\Z", name) and tensor.dim() == 2
+    return tensor[..., None, None] if linear else tensor
 
 
 def _unread(name: str, tensors: dict[str, Tensor]) -> bool:
     """What no model reads: tables of positions (attention is on content alone), and a module that is listed twice."""
     if re.match(r"attn?\.pos_emb\.", name):
         return True
-    norm = re.match(r"([fc]net\.layer\d\.\d\.)norm(\d)\.", name)
+    norm = re.match(r"([fc]net\.layer\d\.\d\.)(norm|bn)(\d)\.", name)
     if not norm:
         return False
     # The normalisation after a block's last one is its shortcut's, under a second name.
     last = "4" if f"{norm[1]}conv3.weight" in tensors else "3"
-    return norm[2] == last and name.replace(f".norm{last}.", ".downsample.1.") in tensors
+    return norm[3] == last and name.replace(f".{norm[2]}{last}.", ".downsample.1.") in tensors
 
 
 def _rename(name: str) -> str:
@@ -174,8 +160,8 @@ def _rename(name: str) -> str:
         unit = int(gate[2] or gate[3] or 1) - 1
         return _parameter(f"update.units.{unit}.gates.{gate[5]}")
     for prefix, target, rules in (
-        ("fnet.", "feature_encoder.", _ENCODER),
-        ("cnet.", "context_encoder.", _ENCODER),
+        ("fnet.", "feature_encoder.", _SEA_ENCODER),
+        ("cnet.", "context_encoder.", _SEA_ENCODER),
         ("feature_encoder.", "feature_encoder.", _TORCHVISION_ENCODER),
         ("context_encoder.", "context_encoder.", _TORCHVISION_ENCODER),
     ):
@@ -183,7 +169,9 @@ def _rename(name: str) -> str:
             rest = _apply(rules, name.removeprefix(prefix))
             # Published stages count from 1, ours from 0.
             return target + re.sub(r"^stages\.(\d)", lambda m: f"stages.{int(m[1]) - 1}", rest)
-    return _parameter(_apply(_TORCHVISION_UPDATE, _apply(_UPDATE, name)))
+    for rules in (_UPDATE, _SEA_UPDATE, _TORCHVISION_UPDATE):
+        name = _apply(rules, name)
+    return _parameter(name)
 
 
 def _apply(rules: Rules, name: str) -> str:
@@ -203,6 +191,8 @@ def _options(ours: dict[str, Tensor]) -> dict:
     update: UpdateName | None = None
     if "update.aggregation.gamma" in ours:
         update = "gma"
+    elif any(name.startswith("update.blocks.") for name in ours):
+        update = "sea"
     elif any(name.startswith("update.units.1.") for name in ours):
         update = "raft"
     elif any(name.startswith("update.units.0.") for name in ours):
@@ -245,6 +235,8 @@ def _origin(tensors: dict[str, Tensor], estimator: FlowEstimator) -> str:
     gma = " + GMA" if config.update == "gma" else ""
     if "feature_encoder.head.weight" not in tensors and "feature_encoder.conv.weight" in tensors:
         return f"torchvision raft_{'small' if config.size == 'small' else 'large'}"
+    if SIZES[config.size].update == "sea":
+        return f"SEA-RAFT {config.size.removeprefix('sea-').upper()}"
     if config.recurrent and config.size in ("base", "small"):
         return "GMA" if gma else {"base": "RAFT", "small": "RAFT-small"}[config.size]
     if config.recurrent:

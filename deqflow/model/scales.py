@@ -28,15 +28,21 @@ class ScaledOutput:
         flow: (B, 2, H, W), of the pictures as they were given, in their pixels.
         outputs: of the estimator at each scale, flow in pixels of the pictures at that scale; but the solver's
             residuals are in pixels of those given.
+        scale: the last one.
     """
 
     flow: Tensor
     outputs: tuple[FlowOutput, ...]
+    scale: float = 1.0
 
     @property
     def output(self) -> FlowOutput:
-        """The last output with the flow of the images as they were given."""
-        return dataclasses.replace(self.outputs[-1], flow=self.flow, flows=(self.flow,))
+        """The last output with flow and mixture, if there is one, at the size of the images as they were given."""
+        last, size = self.outputs[-1], list(self.flow.shape[-2:])
+        mixtures = last.mixtures
+        if self.scale != 1:
+            mixtures = tuple(F.interpolate(mixture, size, mode="bilinear", align_corners=False) for mixture in mixtures)
+        return dataclasses.replace(last, flow=self.flow, flows=(self.flow,), mixtures=mixtures, scale=self.scale)
 
 
 def estimate_at_scales(
@@ -70,7 +76,7 @@ def estimate_at_scales(
         start = carry_to_scale(outputs[-1], first) if outputs else None
         here = stop_at_scale(stop or estimator.equilibrium.eval_stop, scale, estimator.stride)
         outputs.append(estimator(first, second, start=start, rule=rule, stop=here))
-    return ScaledOutput(resize_flow(outputs[-1].flow, height, width), tuple(outputs))
+    return ScaledOutput(resize_flow(outputs[-1].flow, height, width), tuple(outputs), scales[-1])
 
 
 def check_scales(scales: Sequence[float], height: int | None = None, width: int | None = None) -> None:

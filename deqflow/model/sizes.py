@@ -1,11 +1,12 @@
 """The table of sizes, and what names an architecture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deqflow.model.attraction import AttractionName
+from deqflow.model.correlation import CorrelationName
 
-UpdateName = Literal["raft", "raft-small", "gma"]
+UpdateName = Literal["raft", "raft-small", "gma", "sea"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,11 @@ class Size:
         radius, levels: of the correlation lookup.
         update: the update operator that the size was published with.
         upsampling: to full size.
+        feature_norm: of the feature encoder.
+        context_of: what the context network sees: the first image, or both; then it gives the start too.
+        updates: of the recurrent model, as published.
+        stride: image pixels to a pixel of the state, 8 or 4.
+        found: what the update sees at the end of the flow (:mod:`deqflow.model.correlation`).
     """
 
     hidden: int = 128
@@ -43,11 +49,24 @@ class Size:
     levels: int = 4
     update: UpdateName = "raft"
     upsampling: Literal["convex", "bilinear"] = "convex"
+    feature_norm: Literal["instance", "batch"] = "instance"
+    context_of: Literal["first", "both"] = "first"
+    updates: int = 12
+    stride: int = 8
+    found: Literal["correlation", "warped"] = "correlation"
 
     @property
     def lookup(self) -> int:
-        """Channels of the correlation lookup."""
+        """Channels of what is found at the end of the flow."""
+        if self.found == "warped":
+            return 2 * self.features
         return self.levels * (2 * self.radius + 1) ** 2
+
+
+def _sea(depths: tuple[int, int, int]) -> Size:
+    return Size(
+        encoder=(64, 64, 128, 256), depths=depths, feature_norm="batch", context_of="both", update="sea", updates=4
+    )
 
 
 def _scaled(width: int, motion: int, correlation: tuple[int, int], flow: tuple[int, int], features: int = 256) -> Size:
@@ -61,6 +80,23 @@ def _scaled(width: int, motion: int, correlation: tuple[int, int], flow: tuple[i
         features=features,
     )
 
+
+# Ours, for a laptop: one encoder whose output is split into features and context, convex upsampling.
+MINI = Size(
+    hidden=64,
+    context=64,
+    features=96,
+    motion=64,
+    correlation=(64,),
+    flow=(32, 32),
+    flow_head=64,
+    mask_head=128,
+    encoder=(32, 32, 64, 96),
+    depths=(1, 2, 2),
+    context_norm="shared",
+    radius=3,
+    update="raft-small",
+)
 
 SIZES: dict[str, Size] = {
     "tiny": _scaled(32, 32, (64, 48), (32, 16), features=64),
@@ -83,22 +119,11 @@ SIZES: dict[str, Size] = {
         update="raft-small",
         upsampling="bilinear",
     ),
-    # Ours, for a laptop: one encoder whose output is split into features and context, convex upsampling.
-    "mini": Size(
-        hidden=64,
-        context=64,
-        features=96,
-        motion=64,
-        correlation=(64,),
-        flow=(32, 32),
-        flow_head=64,
-        mask_head=128,
-        encoder=(32, 32, 64, 96),
-        depths=(1, 2, 2),
-        context_norm="shared",
-        radius=3,
-        update="raft-small",
-    ),
+    "sea-s": _sea((2, 2, 2)),
+    "sea-m": _sea((3, 4, 6)),
+    "mini": MINI,
+    # The state at 1/4 of the image: features are warped along the flow, so that memory grows with the pixels.
+    "mini-warp": replace(MINI, stride=4, found="warped"),
 }
 
 
@@ -118,6 +143,9 @@ class EstimatorConfig:
         max_evals, atol: stopping rule in evaluation, ``atol`` in full-size pixels.
         attraction: what draws the flow back before each evaluation (:mod:`deqflow.model.attraction`).
         attraction_strength, attraction_temperature: of it, or what it begins with where it is learned.
+        mixture: the model says what error it expects (:mod:`deqflow.model.mixture`).
+        correlation: "warped" for warped features in a size that has a correlation, "auto" for a correlation in a size
+            that has warped features; else None.
     """
 
     size: str = "base"
@@ -133,6 +161,8 @@ class EstimatorConfig:
     attraction: AttractionName = "none"
     attraction_strength: float = 0.3
     attraction_temperature: float = 1.0
+    mixture: bool = False
+    correlation: CorrelationName | None = None
 
     @property
     def description(self) -> str:

@@ -17,7 +17,11 @@ from torch.nn.utils import parametrizations
 
 
 class UpdateOperator(Protocol):
-    """What :class:`deqflow.model.estimator.FlowEstimator` needs of an update; write your own as a ``nn.Module``."""
+    """What :class:`deqflow.model.estimator.FlowEstimator` needs of an update; write your own as a ``nn.Module``.
+
+    Two further methods are used where an operator has them: ``first_flow(hidden)`` gives the flow to start from
+    (:mod:`deqflow.model.start`), ``mixture_of(hidden)`` a mixture (:mod:`deqflow.model.mixture`).
+    """
 
     hidden_channels: int
 
@@ -37,24 +41,33 @@ class FixedConv:
     weight: Tensor
     bias: Tensor | None
     padding: tuple[int, int]
+    groups: int = 1
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) -> (B, outputs, h, w)."""
-        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        return F.conv2d(x, self.weight, self.bias, padding=self.padding, groups=self.groups)
 
 
 def fixed(conv: nn.Conv2d, inputs: slice = slice(None), outputs: slice = slice(None)) -> FixedConv:
-    """Fix a convolution for a solve, or the part of it between some inputs and some outputs (its bias left out)."""
+    """Fix a convolution for a solve, or the part of it between some inputs and some outputs (its bias left out).
+
+    A convolution of each channel by itself (``groups`` as many as channels) is cut by its outputs alone.
+    """
     whole = inputs == slice(None)
     weight = conv.weight[outputs, inputs]
     bias = conv.bias[outputs] if whole and conv.bias is not None else None
+    return as_fixed(weight, bias, groups=len(weight) if conv.groups > 1 else 1)
+
+
+def as_fixed(weight: Tensor, bias: Tensor | None, *, groups: int = 1) -> FixedConv:
+    """Fix weights (outputs, inputs, kh, kw) and a bias (outputs,) for a solve."""
     device = weight.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
-    height, width = conv.kernel_size
+    height, width = weight.shape[-2:]
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return FixedConv(weight, bias, (height // 2, width // 2))
+    return FixedConv(weight, bias, (height // 2, width // 2), groups)
 
 
 class MotionEncoder(nn.Module):
@@ -134,16 +147,16 @@ class ConvGRU(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Hidden state -> flow increment."""
+    """Hidden state -> flow increment, and whatever else a model reads off it."""
 
-    def __init__(self, hidden: int, width: int) -> None:
+    def __init__(self, hidden: int, width: int, outputs: int = 2) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(hidden, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, 2, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, outputs, 3, padding=1)
 
-    def prepare(self) -> Callable[[Tensor], Tensor]:
-        """Return the map (B, Ch, h, w) -> (B, 2, h, w) for a solve."""
-        conv1, conv2 = fixed(self.conv1), fixed(self.conv2)
+    def prepare(self, outputs: slice = slice(None)) -> Callable[[Tensor], Tensor]:
+        """Return the map (B, Ch, h, w) -> (B, outputs, h, w) for a solve, or that of some of the outputs."""
+        conv1, conv2 = fixed(self.conv1), fixed(self.conv2, outputs=outputs)
         return lambda hidden: conv2(conv1(hidden).relu())
 
 

@@ -1,9 +1,23 @@
 """From the state to the flow at full size (RAFT, section 3.3)."""
 
+from typing import Protocol
+
 from torch import Tensor, nn
 
-from deqflow.model.geometry import upsample_bilinear, upsample_convex
+from deqflow.model.geometry import enlarge_bilinear, enlarge_convex
 from deqflow.model.state import STRIDE, FlowState
+
+
+class Upsampler(Protocol):
+    """What :class:`deqflow.model.estimator.FlowEstimator` needs of an upsampler; write your own as a ``nn.Module``."""
+
+    def __call__(self, state: FlowState) -> Tensor:
+        """Return the flow at full size, (B, 2, s h, s w), in pixels."""
+        ...
+
+    def enlarge(self, hidden: Tensor, values: Tensor) -> Tensor:
+        """Enlarge any field (B, C, h, w) as the flow of this hidden state; used where there is a mixture."""
+        ...
 
 
 class ConvexUpsampler(nn.Module):
@@ -23,8 +37,12 @@ class ConvexUpsampler(nn.Module):
 
     def forward(self, state: FlowState) -> Tensor:
         """Return the flow at full size, (B, 2, s h, s w), in pixels."""
-        hidden = state.hidden.to(next(self.mask.parameters()).dtype)  # the state may have more digits than the weights
-        return upsample_convex(state.flow, self.scale * self.mask(hidden).float(), self.stride)
+        return self.enlarge(state.hidden, self.stride * state.flow)
+
+    def enlarge(self, hidden: Tensor, values: Tensor) -> Tensor:
+        """Enlarge any field (B, C, h, w) as the flow of this hidden state is enlarged: -> (B, C, s h, s w)."""
+        hidden = hidden.to(next(self.mask.parameters()).dtype)  # the state may have more digits than the weights
+        return enlarge_convex(values, self.scale * self.mask(hidden).float(), self.stride)
 
 
 class BilinearUpsampler(nn.Module):
@@ -36,4 +54,8 @@ class BilinearUpsampler(nn.Module):
 
     def forward(self, state: FlowState) -> Tensor:
         """Return the flow at full size, (B, 2, s h, s w), in pixels."""
-        return upsample_bilinear(state.flow, self.stride)
+        return self.enlarge(state.hidden, self.stride * state.flow)
+
+    def enlarge(self, hidden: Tensor, values: Tensor) -> Tensor:
+        """Enlarge any field (B, C, h, w): -> (B, C, s h, s w); the hidden state is not needed."""
+        return enlarge_bilinear(values, self.stride)

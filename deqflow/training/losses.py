@@ -1,9 +1,12 @@
 """Training losses."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from deqflow.model.mixture import components
 
 LARGEST_FLOW = 400.0
 
@@ -28,6 +31,52 @@ def correction_loss(
     counts = (valid & (torch.linalg.vector_norm(target, dim=1) < largest))[:, None]
     losses = [torch.where(counts, (flow - target).abs(), 0.0).mean() for flow in flows]
     weights = [gamma ** (len(flows) - 1 - i) for i in range(len(flows))]
+    return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+
+
+def mixture_loss(
+    flows: Sequence[Tensor],
+    mixtures: Sequence[Tensor],
+    target: Tensor,
+    valid: Tensor,
+    *,
+    gamma: float = 0.85,
+    largest: float = LARGEST_FLOW,
+) -> Tensor:
+    """SEA-RAFT's loss: ``sum_i gamma^(n-1-i) * mean -log p_i(target)``, p_i a mixture of two Laplace distributions.
+
+    Each component of the flow is distributed around the prediction by the mixture of its pixel
+    (:mod:`deqflow.model.mixture`). As published, the mean runs over both components of the pixels that count.
+
+    Args:
+        flows: n predictions, oldest first, (B, 2, H, W) in pixels.
+        mixtures: of each prediction, (B, 4, H, W): two logits, two log scales, unclamped.
+        target: true flow, (B, 2, H, W) in pixels.
+        valid: (B, H, W) booleans, where the target is known.
+        gamma: weight of each prediction relative to the next one.
+        largest: longer target vectors, in pixels, do not count.
+
+    Returns:
+        A scalar; 0 where no pixel counts.
+
+    Raises:
+        ValueError: there is not one mixture for each prediction.
+    """
+    if len(flows) != len(mixtures):
+        raise ValueError(
+            f"mixture_loss expects a mixture for each of {len(flows)} predictions, got {len(mixtures)}: "
+            "build the model with mixture=True."
+        )
+    counts = (valid & (torch.linalg.vector_norm(target, dim=1) < largest))[:, None]
+    known = torch.where(counts, target, 0.0)
+    total = 2 * counts.sum().clamp_min(1)
+    losses = []
+    for flow, mixture in zip(flows, mixtures, strict=True):
+        log_weights, log_scales = (part[:, None] for part in components(mixture))  # (B, 1, 2, H, W)
+        error = (known - flow).abs()[:, :, None]  # (B, 2, 1, H, W)
+        log_density = log_weights - math.log(2) - log_scales - error * (-log_scales).exp()
+        losses.append(torch.where(counts, -log_density.logsumexp(2), 0.0).sum() / total)
+    weights = [gamma ** (len(losses) - 1 - i) for i in range(len(losses))]
     return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
 
 

@@ -211,4 +211,4 @@ def origin(config: TrainConfig) -> dict[str, object]:
     if not config.start_from:
         return {}
     path = Path(config.start_from)
-    return checkpoints.read_metadata(path)[1] if path.is_file() else {"name": config.start_from}
+    return checkpoints.read_recipe(path) if path.is_file() else {"name": config.start_from}

@@ -173,6 +173,30 @@ def test_a_fit_says_what_it_expects():
         fit(values, np.full(4, 0.2))
 
 
+def test_a_model_that_expects_its_own_error_has_one_feature_more():
+    torch.manual_seed(0)
+    model = deqflow.build("mini", mixture=True, max_evals=3).eval()
+    pair = SyntheticPairs(1, seed=5, config=SCENES)[0]
+    with torch.no_grad():
+        both = estimate_both_ways(model, pair.image1[None], pair.image2[None])
+    values = features(*both)
+    assert values.shape[1] == len(FEATURES) + 1
+    assert torch.allclose(values[:, -1].exp() - 0.01, both[0].expected_error, atol=1e-4)
+    own = fit_confidence(model, "mine", SMALL).model
+    assert tuple(own.weights) == (*FEATURES, "log expected error")
+    assert own(*both).shape == (1, 64, 96)
+    with pytest.raises(ValueError, match=r"expects its own error \(a mixture\), got one that does not: fit it again"):
+        own.predict(values[:, :-1])
+
+
+def test_what_a_mixture_expects_is_of_use():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.0, 1.0, (5000, len(FEATURES) + 1))
+    right = rng.random(len(values)) < 1 / (1 + np.exp(2 * values[:, -1]))
+    model = fit(values, np.where(right, 0.5, 3.0))
+    assert model.weights["log expected error"] == pytest.approx(-2, abs=0.2)
+
+
 @pytest.mark.claims
 def test_confidence_is_calibrated_on_scenes_of_its_kind_and_better_than_consistency(estimator, fitted):
     pairs = SyntheticPairs(5, seed=11, config=SCENES)

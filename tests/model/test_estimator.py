@@ -26,6 +26,8 @@ PARAMETERS = {
     ("gigantic", False): 23_248_960,
     ("base", True): 5_257_536,
     ("small", True): 990_162,
+    ("sea-s", True): 8_883_460,
+    ("sea-m", True): 19_663_876,
 }
 MODES = {
     "phantom": Phantom(),
@@ -83,8 +85,9 @@ def test_the_contract_holds_for_every_size_in_training_and_evaluation(size, recu
         assert output.flow.dtype == torch.float32
         assert output.flow is output.flows[-1]
         assert len(output.flows) == (3 if recurrent and training else 1)
-        assert output.state.hidden.shape == (2, channels, 4, 6)
-        assert output.state.flow.shape == (2, 2, 4, 6)
+        coarse = tuple(math.ceil(side / SIZES[size].stride) for side in (30, 44))
+        assert output.state.hidden.shape == (2, channels, *coarse)
+        assert output.state.flow.shape == (2, 2, *coarse)
         assert output.solve.evals.tolist() == [3, 3]
         assert output.solve.residual.shape == output.hidden_residual.shape == (2,)
         assert all(torch.isfinite(flow).all() for flow in output.flows)
@@ -115,7 +118,7 @@ def test_images_of_any_size_from_16_pixels_give_finite_flow(mini, height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 16), (16, 127), (121, 23)])
-@pytest.mark.parametrize("size", ["tiny", "small"])
+@pytest.mark.parametrize("size", ["tiny", "small", "mini-warp"])
 def test_small_and_odd_images_give_finite_flow_and_gradients(size, height, width):
     estimator = make(size, train_evals=2)
     output = estimator(*pair(height, width))
@@ -500,7 +503,7 @@ def test_black_images_and_a_single_bright_pixel_are_not_warned_of(recwarn):
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones():
-    known = "tiny, base, large, huge, gigantic, small, mini"
+    known = "tiny, base, large, huge, gigantic, small, sea-s, sea-m, mini, mini-warp"
     assert ", ".join(SIZES) == known
     with pytest.raises(ValueError, match=f"Unknown size 'medium': expected one of {known}"):
         deqflow.build("medium")

@@ -24,7 +24,7 @@ def parameters(*args, **options):
 
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("size", ["tiny", "small", "mini"])
+@pytest.mark.parametrize("size", ["tiny", "small", "mini", "mini-warp"])
 def test_each_update_works_in_each_size_both_ways(generator, size, update, recurrent):
     torch.manual_seed(0)
     estimator = deqflow.build(size, update, recurrent=recurrent, train_evals=3)
@@ -65,7 +65,9 @@ def test_naming_the_sizes_own_update_changes_nothing(size):
 
 
 def test_an_update_that_nobody_knows_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown update 'gru': expected one of raft, raft-small, gma, or a function"):
+    with pytest.raises(
+        ValueError, match="Unknown update 'gru': expected one of raft, raft-small, gma, sea, or a function"
+    ):
         deqflow.build("tiny", "gru")
 
 

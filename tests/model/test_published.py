@@ -77,12 +77,16 @@ def test_every_published_model_is_recognised_and_named(program):
         "gma_base": "GMA",
         "raft_basic": "RAFT",
         "raft_small": "RAFT-small",
+        "searaft_M": "SEA-RAFT M",
+        "searaft_S": "SEA-RAFT S",
         "torchvision_raft_large": "torchvision raft_large",
         "torchvision_raft_small": "torchvision raft_small",
     }
     assert estimator.origin == named[program]
     # The context encoder's shortcuts list their normalisation twice: 96 and 128 channels, 4 numbers each, 2 counters.
     twice = 0 if "small" in program or "torchvision" in program else 4 * (96 + 128) + 2
+    if "searaft" in program:  # the feature encoder's too, of 128 and 256 channels
+        twice = 2 * (4 * (128 + 256) + 2)
     positions = 160 * 160 + 2 * 319 * 128 if program == "gma_base" else 0  # what GMA's own attention reads no more
     assert unread == twice + positions
 
@@ -244,8 +248,10 @@ def test_a_text_file_is_refused(tmp_path, name):
     [
         ([torch.zeros(2)], "list"),
         (torch.zeros(2), "Tensor"),
-        ({"state_dict": {"a": torch.zeros(2)}, "epoch": 3}, "dict"),
-        ({0: torch.zeros(2)}, "dict"),
+        ({"weights": {"a": torch.zeros(2)}, "epoch": 3}, "dict in which 'weights' is dict. It may lie under one of"),
+        ({"state_dict": {"a": torch.zeros(2), "b": 3}}, "dict in which 'b' is int"),
+        ({0: torch.zeros(2)}, "dict in which 0 is Tensor"),
+        ({}, "dict without entries"),
     ],
 )
 def test_anything_but_a_dictionary_of_tensors_by_name_is_refused(tmp_path, content, kind):

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from deqflow.training.losses import correction_loss, jacobian_penalty
+from deqflow.training.losses import correction_loss, jacobian_penalty, mixture_loss
 
 
 def flows(generator, count=3, batch=2, height=4, width=5, dtype=torch.float64):
@@ -50,6 +52,68 @@ def test_later_corrections_weigh_more(generator):
         float(correction_loss([wrong if i == late else right for i in range(3)], target, valid)) for late in range(3)
     ]
     assert losses == pytest.approx([0.64, 0.8, 1.0])
+
+
+def slow_mixture_loss(predictions, mixtures, target, valid, gamma, largest):
+    """SEA-RAFT's loss from the density of the distribution, pixel by pixel."""
+    total = 0.0
+    for i, (flow, mixture) in enumerate(zip(predictions, mixtures, strict=True)):
+        losses = []
+        for b, y, x in torch.cartesian_prod(*(torch.arange(n) for n in valid.shape)).tolist():
+            u, v = target[b, :, y, x].tolist()
+            if not (bool(valid[b, y, x]) and (u**2 + v**2) ** 0.5 < largest):
+                continue
+            first, second, log_scale, _ = mixture[b, :, y, x].tolist()
+            share = math.exp(first) / (math.exp(first) + math.exp(second))
+            scale = math.exp(min(max(log_scale, 0.0), 10.0))
+            for c in (0, 1):
+                error = abs(float(flow[b, c, y, x] - target[b, c, y, x]))
+                density = share * math.exp(-error / scale) / (2 * scale) + (1 - share) * math.exp(-error) / 2
+                losses.append(-math.log(density))
+        total += gamma ** (len(predictions) - 1 - i) * sum(losses) / max(len(losses), 1)
+    return total
+
+
+@pytest.mark.parametrize("gamma", [0.85, 1.0])
+@pytest.mark.parametrize("largest", [400.0, 3.0])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_mixture_loss_equals_its_density(generator, gamma, largest, count):
+    target, *predictions = flows(generator, count + 1)
+    mixtures = [
+        4 * torch.randn(2, 4, 4, 5, generator=generator, dtype=torch.float64) for _ in predictions
+    ]  # log scales on both sides of 0 and some past 10
+    mixtures[0][0, 2, 0] = 12.0
+    valid = torch.rand(target[:, 0].shape, generator=generator) < 0.7
+    got = mixture_loss(predictions, mixtures, target, valid, gamma=gamma, largest=largest)
+    assert got.shape == ()
+    assert float(got) == pytest.approx(
+        slow_mixture_loss(predictions, mixtures, target, valid, gamma, largest), rel=1e-9
+    )
+    if gamma == 0.85:
+        assert torch.equal(got, mixture_loss(predictions, mixtures, target, valid, largest=largest))
+
+
+def test_the_mixture_loss_has_finite_gradients_whatever_is_unknown(generator):
+    target, flow = flows(generator, 2)
+    mixture = torch.randn(2, 4, 4, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    flow.requires_grad_()
+    valid = everywhere(target)
+    target[0, :, 1, 2], valid[0, 1, 2] = torch.nan, False
+    mixture_loss([flow], [mixture], target, valid).backward()
+    for tensor in (flow, mixture):
+        assert torch.isfinite(tensor.grad).all()
+        assert tensor.grad[0, :, 1, 2].abs().max() == 0
+    assert mixture.grad[:, 3].abs().max() == 0  # the second component's scale is 1 px, whatever its number says
+    nothing = mixture_loss([flow], [mixture], target, torch.zeros_like(valid))
+    assert float(nothing.detach()) == 0.0
+
+
+def test_the_mixture_loss_wants_a_mixture_for_each_prediction(generator):
+    target, flow = flows(generator, 2)
+    with pytest.raises(
+        ValueError, match="a mixture for each of 1 predictions, got 0: build the model with mixture=True"
+    ):
+        mixture_loss([flow], [], target, everywhere(target))
 
 
 def test_the_right_flow_costs_nothing(generator):

@@ -94,7 +94,7 @@ def fit_confidence(
     together = np.concatenate(rows), np.concatenate(errors)
     model, alone = (
         fit(*together, threshold_px=config.threshold_px, names=names, recipe=recipe)
-        for names in (FEATURES, CONSISTENCY_ALONE)
+        for names in (None, CONSISTENCY_ALONE)
     )
     return Fitted(model, alone)
 

@@ -27,16 +27,18 @@ FEATURES = (
     "leaves the frame",
     "occluded",
 )
+OF_A_MIXTURE = "log expected error"  # one more feature, of models that have a mixture
 CONSISTENCY_ALONE = ("log consistency error",)
 
 
 def features(forward: FlowOutput, backward: FlowOutput) -> Tensor:
-    """The features of each pixel, (B, len(FEATURES), H, W), in the order of ``FEATURES``.
+    """The features of each pixel, (B, F, H, W), in the order of :func:`feature_names`.
 
     Four are natural logarithms of a length plus 0.01 px, in pixels: the consistency error (:func:`forward_backward`);
     how far the last evaluation moved the flow (:attr:`FlowOutput.residual_map`) at the pixel; the same of the flow
     back at the end of the vector; the length of the flow. Two are 0 or 1: whether the vector leaves the frame, and
-    whether the pixel counts as occluded.
+    whether the pixel counts as occluded. Where the model has a mixture, the logarithm of the error that it expects
+    (:attr:`FlowOutput.expected_error`) comes last.
     """
     consistency = forward_backward(forward.flow, backward.flow)
     back_residual, _ = fetch(backward.residual_map[:, None], forward.flow)
@@ -47,7 +49,13 @@ def features(forward: FlowOutput, backward: FlowOutput) -> Tensor:
         torch.linalg.vector_norm(forward.flow, dim=1),
     )
     flags = (consistency.outside.to(forward.flow), consistency.occluded.to(forward.flow))
-    return torch.stack([*((length + SMALLEST).log() for length in lengths), *flags], 1)
+    expected = () if forward.expected_error is None else ((forward.expected_error + SMALLEST).log(),)
+    return torch.stack([*((length + SMALLEST).log() for length in lengths), *flags, *expected], 1)
+
+
+def feature_names(count: int) -> tuple[str, ...]:
+    """The names of so many features: ``FEATURES``, and one more of models that have a mixture."""
+    return (*FEATURES, OF_A_MIXTURE)[:count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class ConfidenceModel:
 
     Attributes:
         threshold_px: an error under it counts as right.
-        weights: by the name of a feature of ``FEATURES``.
+        weights: one for each feature, by its name (:func:`feature_names`).
         bias: added to the weighted sum of the features.
         recipe: how the model was fitted, as json can hold it; ``model`` is the name of its estimator.
     """
@@ -67,10 +75,11 @@ class ConfidenceModel:
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.weights) - set(FEATURES))
+        known = (*FEATURES, OF_A_MIXTURE)
+        unknown = sorted(set(self.weights) - set(known))
         if unknown or not self.weights:
             raise ValueError(
-                f"ConfidenceModel expects weights for some of {', '.join(FEATURES)}, got "
+                f"ConfidenceModel expects weights for some of {', '.join(known)}, got "
                 f"{', '.join(unknown) or 'none'}: fit it again, with python -m deqflow confidence."
             )
         if not self.threshold_px > 0:
@@ -87,13 +96,19 @@ class ConfidenceModel:
                 :func:`estimate_both_ways` returns them.
 
         Raises:
-            ValueError: the outputs are of different sizes.
+            ValueError: the outputs are of different sizes, or have no mixture where the fit had one.
         """
         return self.predict(features(forward, backward))
 
     def predict(self, values: Tensor) -> Tensor:
-        """The same from :func:`features`, (B, len(FEATURES), ...) -> (B, ...)."""
-        weights = values.new_tensor([self.weights.get(name, 0.0) for name in FEATURES])
+        """The same from :func:`features`, (B, F, ...) -> (B, ...)."""
+        names = feature_names(values.shape[1])
+        if OF_A_MIXTURE in self.weights and OF_A_MIXTURE not in names:
+            raise ValueError(
+                "This confidence was fitted to a model that expects its own error (a mixture), got one that does not: "
+                "fit it again, with python -m deqflow confidence."
+            )
+        weights = values.new_tensor([self.weights.get(name, 0.0) for name in names])
         logits = values.movedim(1, -1) @ weights + self.bias
         return torch.where(torch.isfinite(logits), logits.sigmoid(), 0.0)
 
@@ -126,33 +141,37 @@ def fit(
     errors: Array,
     *,
     threshold_px: float = 1.0,
-    names: Sequence[str] = FEATURES,
+    names: Sequence[str] | None = None,
     ridge: float = 1e-4,
     recipe: dict[str, Any] | None = None,
 ) -> ConfidenceModel:
     """Fit by maximum likelihood, with a small ridge on the weights of standardised features.
 
     Args:
-        values: features of N pixels, (N, len(FEATURES)), in the order of ``FEATURES``.
+        values: features of N pixels, (N, F), as :func:`features` gives them.
         errors: end-point errors of these pixels, (N,), in pixels.
         threshold_px: an error under it counts as right.
-        names: of the features that the model may use.
+        names: of the features that the model may use; all that are there if not given.
         ridge: factor of the squared weights, which are added to the negative mean log likelihood.
         recipe: stored with the model.
 
     Raises:
         ValueError: the shapes do not match, a value is not finite, or all pixels are right or all are wrong.
     """
-    if values.ndim != 2 or values.shape != (len(errors), len(FEATURES)):
+    least = len(FEATURES)
+    if values.ndim != 2 or len(values) != len(errors) or values.shape[1] not in (least, least + 1):
         raise ValueError(
-            f"fit expects values (N, {len(FEATURES)}) and errors (N,), got {values.shape} and {errors.shape}."
+            f"fit expects values (N, {least}) and errors (N,), got {values.shape} and {errors.shape}; a model with a "
+            "mixture has one column more."
         )
+    found_names = feature_names(values.shape[1])
+    names = found_names if names is None else names
     if not (np.isfinite(values).all() and np.isfinite(errors).all()):
         raise ValueError("fit expects finite values and errors: leave out the pixels of solves that failed.")
     right = errors < threshold_px
     if right.all() or not right.any():
         raise ValueError(f"fit expects pixels on both sides of {threshold_px} px, got all on one: take other pairs.")
-    x = values[:, [FEATURES.index(name) for name in names]].astype(np.float64)
+    x = values[:, [found_names.index(name) for name in names]].astype(np.float64)
     mean, scale = x.mean(0), x.std(0) + 1e-9
     x, signs = (x - mean) / scale, np.where(right, 1.0, -1.0)
 

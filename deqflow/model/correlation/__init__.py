@@ -1,4 +1,8 @@
-"""Correlation of the features of two images, and its windowed lookup (RAFT, section 3.2)."""
+"""What is found at the end of the flow: correlation in a window there (RAFT, section 3.2), or the features themselves.
+
+Three answers to one question: a volume of all inner products, the inner products that a window needs, and warped
+features. The first two give the same numbers; the third gives others, and belongs to a model made for it.
+"""
 
 from typing import Literal, Protocol, get_args
 
@@ -6,16 +10,22 @@ from torch import Tensor
 
 from deqflow.model.correlation.sampled import SampledCorrelation
 from deqflow.model.correlation.volume import CorrelationPyramid, all_pairs, window
+from deqflow.model.correlation.warped import WarpedFeatures
 
-CorrelationName = Literal["auto", "volume", "sampled"]
+CorrelationName = Literal["auto", "volume", "sampled", "warped"]
 VOLUME_LIMIT = 2**30  # bytes
 
 
 class Correlation(Protocol):
     """What the estimator needs of a correlation."""
 
+    @property
+    def channels(self) -> int:
+        """Of a lookup."""
+        ...
+
     def lookup(self, flow: Tensor) -> Tensor:
-        """Flow (B, 2, h, w) in feature pixels -> (B, levels (2 r + 1)^2, h, w)."""
+        """Flow (B, 2, h, w) in feature pixels -> (B, channels, h, w)."""
         ...
 
     def subset(self, rows: Tensor) -> "Correlation":
@@ -34,13 +44,16 @@ def correlate(
         radius: of the window, in pixels of each scale.
         kind: "volume" keeps all inner products: fast lookups, memory grows with the square of the pixels.
             "sampled" computes those that a lookup asks for: slower, memory grows with the pixels. "auto" is the
-            volume as long as it takes no more than 1 GiB (``VOLUME_LIMIT``, see :func:`volume_bytes`).
+            volume as long as it takes no more than 1 GiB (``VOLUME_LIMIT``, see :func:`volume_bytes`). "warped"
+            gives the features of both images, those of the second at the end of the flow.
 
     Raises:
         ValueError: the kind is not known.
     """
     if kind not in get_args(CorrelationName):
         raise ValueError(f"Unknown correlation {kind!r}: expected one of {', '.join(get_args(CorrelationName))}.")
+    if kind == "warped":
+        return WarpedFeatures(features1, features2)
     # The size is asked for "auto" alone: in an exported graph the question would bound all sizes.
     volume = kind == "volume" or (kind == "auto" and volume_bytes(features1, levels) <= VOLUME_LIMIT)
     make = CorrelationPyramid if volume else SampledCorrelation
@@ -60,6 +73,7 @@ __all__ = [
     "CorrelationName",
     "CorrelationPyramid",
     "SampledCorrelation",
+    "WarpedFeatures",
     "all_pairs",
     "correlate",
     "volume_bytes",

@@ -43,6 +43,11 @@ class SampledCorrelation:
             pooled.append(halve(pooled[-1]))
         self.keys = [level.permute(0, 2, 3, 1).contiguous() for level in pooled]
 
+    @property
+    def channels(self) -> int:
+        """Of a lookup: levels (2 r + 1)^2."""
+        return len(self.keys) * (2 * self.radius + 1) ** 2
+
     def lookup(self, flow: Tensor) -> Tensor:
         """As :meth:`deqflow.model.correlation.CorrelationPyramid.lookup`."""
         batch, _, height, width = flow.shape

@@ -53,6 +53,11 @@ class CorrelationPyramid:
         self._rows: Tensor | None = None
         self._grid: WindowGrid | None = None
 
+    @property
+    def channels(self) -> int:
+        """Of a lookup: levels (2 r + 1)^2."""
+        return len(self.volumes) * (2 * self.radius + 1) ** 2
+
     def lookup(self, flow: Tensor) -> Tensor:
         """Correlation in a window around where the flow points, bilinear, zero outside the image.
 
