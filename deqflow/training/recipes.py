@@ -32,10 +32,11 @@ _SCENES = SceneConfig(
     packages=("scikit-image", "matplotlib"),
 )
 
-# Stage 1 learns to match with one-step gradients. Stage 2, on larger and clearer pictures, draws the number of
-# evaluations from a wide range and differentiates two steps, flow included, so that the solver settles instead of
-# counting steps. Stage 3, with frozen encoders, goes farther and differentiates eight steps: it is where the solver
-# ends that it trains, and of what is slow there two steps see next to nothing.
+# Stage 1 learns to match with one-step gradients. Stage 2, on larger and clearer images, draws the number of
+# evaluations from a wide range and differentiates two steps, flow included, so that the model converges instead of
+# counting steps. Stage 3, with frozen encoders, goes farther and differentiates eight steps: it trains where the solver
+# ends, and what is slow there two steps hardly see. Stage 4 adds the smoothness term, which makes that end one, and
+# trains it from mixed starts, with corrections in the second half of the way alone.
 _EQUILIBRIUM = (
     TrainConfig(
         steps=2000,
@@ -84,12 +85,40 @@ _EQUILIBRIUM = (
         validation_pairs=12,
         scenes=replace(_SCENES, photometric=0.7),
     ),
+    TrainConfig(
+        steps=600,
+        batch=6,
+        lr=3e-4,
+        evals=(12, 64),
+        evals_spread="log",
+        corrections=2,
+        corrections_from=0.5,
+        phantom_steps=6,
+        all_gradients=True,
+        other_starts=0.3,
+        freeze_encoders=True,
+        seed=13,
+        workers=0,
+        bfloat16=True,
+        validate_every=100,
+        validation_pairs=12,
+        scenes=replace(_SCENES, photometric=0.7),
+    ),
 )
 
 
 def _twin(stage: TrainConfig) -> TrainConfig:
     """The same stage for the recurrent twin: 12 unrolled updates, all of them supervised."""
-    return replace(stage, recurrent=True, evals=(12, 12), evals_spread="uniform", phantom_steps=1, all_gradients=False)
+    return replace(
+        stage,
+        recurrent=True,
+        evals=(12, 12),
+        evals_spread="uniform",
+        phantom_steps=1,
+        all_gradients=False,
+        other_starts=0.0,
+        corrections_from=0.0,
+    )
 
 
 RECIPES: dict[str, tuple[TrainConfig, ...]] = {

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from training_runs import CONFIG, QUICK
 
-from deqflow.__main__ import Train, main
+from deqflow.__main__ import main
+from deqflow.commands.train import Train
 from deqflow.data.synthetic import RICH_SCENES, SceneConfig
 from deqflow.training import HELD_OUT_SEED, PUBLISHED, TrainConfig, Trainer, read_config
 from deqflow.training.files import write_config
