@@ -170,7 +170,7 @@ PARTS = {  # a module of the package, or a function -> the part of the model tha
     "deqflow.model.correlation": "correlation",
     "deqflow.model.updates": "update",
     "deqflow.model.flow_map": "update",
-    "deqflow.model.estimator.FlowEstimator._upsample": "upsampling",
+    "deqflow.model.estimator.FlowEstimator.upsample": "upsampling",
 }
 
 
