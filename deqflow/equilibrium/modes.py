@@ -72,7 +72,7 @@ class Phantom(Attached):
 
     Each step is ``z <- (1 - damping) z + damping f(z)``; at a fixed point this is the Neumann series of
     ``(I - J)^-1`` cut after ``steps`` terms (with damping 1). ``steps=1`` is the one-step gradient. The value
-    of the state for one undamped step is f(z) itself; where no gradient is recorded, it is f(z) for any number.
+    of the state for one undamped step is f(z) itself; without gradients the value is f(z), whatever ``steps`` is.
     """
 
     steps: int = 1

@@ -1,7 +1,7 @@
-"""Fixed-point reuse from scale to scale: a solve on enlarged pictures starts from the end of one on smaller pictures.
+"""Fixed-point reuse from scale to scale: a solve on enlarged images starts from the end of one on smaller images.
 
-The state has an eighth of the pictures' size, which blurs motion at edges and small motion altogether. On pictures
-made twice as large it has a quarter. What is then too far to be found from zero flow, the coarser solve has found.
+The state has an eighth of the images' size, which blurs motion at edges and small motion altogether. On images made
+twice as large it has a quarter. The coarse solve finds motion that is too large for the fine one.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class ScaledOutput:
     """The flow, and how it was found.
 
     Attributes:
-        flow: (B, 2, H, W), of the pictures as they were given, in their pixels.
-        outputs: of the estimator at each scale, flow in pixels of the pictures at that scale; but the solver's
-            residuals are in pixels of those given.
+        flow: (B, 2, H, W), of the images as they were given, in their pixels.
+        outputs: of the estimator at each scale. Their flow is in pixels of the images at that scale, but the solver's
+            residuals are in pixels of the images given.
         scale: the last one.
     """
 
@@ -54,14 +54,14 @@ def estimate_at_scales(
     rule: Rule | None = None,
     stop: Stop | None = None,
 ) -> ScaledOutput:
-    """Estimate the flow of resized pictures, size after size, each solve started from the last one's state.
+    """Estimate the flow of resized images, size after size, each solve started from the last one's state.
 
     Args:
         estimator: of the flow, in evaluation mode. Gradients reach the last solve alone.
         image1, image2: as the estimator takes them.
-        scales: factors by which the pictures are resized, ascending. Time and memory grow with their squares.
+        scales: factors by which the images are resized, ascending. Time and memory grow with their squares.
         rule: solver; the model's own if not given.
-        stop: budget and tolerance at each scale, a tolerance in pixels of the given pictures; the model's own if not
+        stop: budget and tolerance at each scale, a tolerance in pixels of the given images; the model's own if not
             given.
 
     Raises:
@@ -80,7 +80,7 @@ def estimate_at_scales(
 
 
 def check_scales(scales: Sequence[float], height: int | None = None, width: int | None = None) -> None:
-    """Raise unless scales ascend from above zero and leave pictures of this size, if given, large enough."""
+    """Raise unless scales ascend from above zero and leave images of this size, if given, large enough."""
     if not scales or min(scales) <= 0 or list(scales) != sorted(set(scales)):
         raise ValueError(f"scales expects one or more positive factors in ascending order, such as 1 2, got {scales}.")
     if height and width and round(min(height, width) * scales[0]) < SMALLEST_SIDE:

@@ -89,7 +89,7 @@ class Iterate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``on_eval`` is told after each evaluation.
+    """What ``on_eval`` is given after each evaluation.
 
     Attributes:
         number: of the evaluation, from 1.

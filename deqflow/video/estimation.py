@@ -40,7 +40,7 @@ class VideoStep:
     Attributes:
         flow: (1, 2, H, W), in pixels.
         output: of the solve, at the last scale.
-        evaluations: calls of f in all, those of a refused start and of coarser scales included.
+        evaluations: how many there were in all, those of a refused start and of coarser scales included.
         start_residual: how far the first evaluation moved the flow, RMS in full-size pixels.
         photometric: mean difference of brightness along the flow at 1/8 size, in grey levels.
         reset: whether the solve began at the model's own start.

@@ -1,4 +1,4 @@
-"""What a solve of the next pair starts from, and when not to trust it: policies of reuse, and cuts."""
+"""What the solve of the next pair starts from (policies of reuse), and when that start is not to be trusted (cuts)."""
 
 import statistics
 from collections import deque
@@ -105,7 +105,7 @@ DEFAULT_CUT = CutRule()
 
 
 class CutDetector:
-    """Remembers what is usual since the last cut, and tells a jump from it."""
+    """Remembers the usual values since the last cut, and says whether a new one jumps."""
 
     def __init__(self, rule: CutRule) -> None:
         self.rule = rule
