@@ -1,4 +1,4 @@
-"""Commands about images that move: the flow of a pair or a video, and clips to try it on."""
+"""Commands about images that move: the flow of a pair, a video or many of them, and clips to try it on."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from deqflow.commands.shared import load_model, refuse_overwriting, refuse_without_effect
+from deqflow.commands.sources import is_collection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from deqflow.model.estimator import FlowEstimator
+    from deqflow.model.scales import ScaledOutput
     from deqflow.solvers import SolverResult, Stop
 
 # The choices of deqflow.video and deqflow.data.synthetic, repeated here since help does without torch; a test holds
@@ -28,14 +30,19 @@ FINE = 0.2  # px; see verdict
 class Flow:
     """Estimate the flow between two images, or of a video, and write it.
 
+    A list of pairs and a folder of films are worked off one after another, under accelerate launch by several
+    processes: outputs that exist are skipped, and what failed is named at the end.
+
     Attributes:
-        image1: path of the first image. Alone, it is the path of a video or of a folder of images.
+        image1: path of the first image. Alone, it is the path of a video or of a folder of images; of a list of pairs
+            (.txt), with two paths a line; or of a folder of films and of folders of images.
         image2: path of the second image, of the same size.
         out: where to write. For two images: the flow in colours (.png, .jpg), or as numbers (.flo, .pfm, .flo5, .npy,
             .npz); flow.png if not given. For a video: a film (.mp4, .avi), or a folder with one file a frame; flow.mp4
-            if not given.
+            if not given. For many pairs or films: a folder; flow if not given.
         files: format of the numbers, for two images and for the files in a folder; kitti is KITTI's 16-bit .png. If not
-            given, it is that of the suffix of --out, and flo in a folder.
+            given, it is that of the suffix of --out, and flo in a folder or for a list of pairs. A folder of films
+            becomes a folder of films unless it is given.
         scales: factors by which the images are resized, one solve after another, each of which starts where the last
             one ended. "1 2" takes about four times as long, and finds edges and small motion far better.
         model: name of a shipped model, or path of a checkpoint: deqflow's own or a published one.
@@ -71,7 +78,13 @@ class Flow:
         """Run the command."""
         if self.largest is not None and not 0 < self.largest < float("inf"):
             raise ValueError(f"--largest expects a positive length in pixels, got {self.largest}.")
-        return self._film() if self.image2 is None else self._pair(self.image2)
+        if self.image2 is not None:
+            return self._pair(self.image2)
+        from deqflow.commands import many
+
+        if self.image1.suffix.lower() == ".txt" and self.image1.is_file():
+            return many.flow_of_pairs(self)
+        return many.flow_of_films(self) if is_collection(self.image1) else self._film()
 
     def _pair(self, second: Path) -> int:
         import torch
@@ -86,11 +99,7 @@ class Flow:
         refuse_overwriting(out, self.image1, second)
         image1, image2 = deqflow.read_image(self.image1), deqflow.read_image(second)
         estimator = load_model(self.model, self.device)
-        device = next(estimator.parameters()).device
-        with torch.no_grad():
-            found = deqflow.estimate_at_scales(
-                estimator, image1.to(device), image2.to(device), self.scales, stop=self._stop(estimator)
-            )
+        found = self.estimate(estimator, image1, image2)
         flow = found.flow[0].cpu()
         lengths = torch.linalg.vector_norm(flow, dim=0)
         print(f"Motion: median {float(lengths.median()):.2f} px, longest {float(lengths.max()):.2f} px.")
@@ -101,6 +110,18 @@ class Flow:
         spent = " + ".join(str(int(output.solve.evals.max())) for output in found.outputs)
         print(f"{spent} evaluations. {verdict(found.outputs[-1].solve, recurrent=estimator.recurrent)}")
         return 0
+
+    def estimate(self, estimator: "FlowEstimator", image1: "Tensor", image2: "Tensor") -> "ScaledOutput":
+        """The flow of a pair, (1, 3, H, W) each, by the command's settings."""
+        import torch
+
+        import deqflow
+
+        device = next(estimator.parameters()).device
+        with torch.no_grad():
+            return deqflow.estimate_at_scales(
+                estimator, image1.to(device), image2.to(device), self.scales, stop=self.stop(estimator)
+            )
 
     def _target(self) -> tuple[Path, bool]:
         """Where the flow of a pair goes, and whether as numbers. The one place that decides it."""
@@ -157,7 +178,7 @@ class Flow:
                 f"on files of numbers: leave it out, or write a film instead of the folder {out}",
             )
         estimator = load_model(self.model, self.device)
-        flows = video.VideoFlow(estimator, policy=self.policy, stop=self._stop(estimator), scales=self.scales)
+        flows = video.VideoFlow(estimator, policy=self.policy, stop=self.stop(estimator), scales=self.scales)
         numbers, interrupted = video.film_flow(
             self.image1,
             out,
@@ -175,7 +196,8 @@ class Flow:
             print(f"{'Interrupted; what is done is in' if interrupted else 'Wrote'} {out}.")
         return 130 if interrupted else 0
 
-    def _stop(self, estimator: "FlowEstimator") -> "Stop":
+    def stop(self, estimator: "FlowEstimator") -> "Stop":
+        """The budget and tolerance of each solve."""
         stop = estimator.equilibrium.eval_stop
         if self.max_evals is not None:
             stop = replace(stop, max_evals=self.max_evals)

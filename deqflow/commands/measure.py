@@ -1,11 +1,14 @@
 """Commands that measure and write results files: models, their confidence, experiments."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from deqflow.commands.jobs import Job, join_processes, name_failures, share_out
+from deqflow.commands.records import PairRecords
 from deqflow.commands.shared import (
     PairProgress,
     load_model,
@@ -19,7 +22,9 @@ from deqflow.commands.shared import (
 from deqflow.evidence.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
+    from deqflow.evidence.evaluation import EvaluationSet
     from deqflow.model.estimator import FlowEstimator
+    from deqflow.training import Processes
 
 FIT_PAIRS = 120  # those of deqflow.evidence.confidence.FitConfig, repeated here since help does without torch
 
@@ -28,7 +33,9 @@ FIT_PAIRS = 120  # those of deqflow.evidence.confidence.FitConfig, repeated here
 class Evaluate:
     """Measure models on pairs with known flow, beside DIS and zero flow.
 
-    The pairs are procedural ones, the motorcycle, and those of every benchmark under a folder.
+    The pairs are procedural ones, the motorcycle, and those of every benchmark under a folder. Under accelerate launch
+    several processes share them. With --out a run that was killed goes on where it was, and a pair that fails is named
+    at the end.
 
     Attributes:
         model: names of shipped models, or paths of checkpoints, deqflow's own or published ones; one or more.
@@ -46,7 +53,7 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Run the command."""
-        from deqflow.evidence.evaluation import evaluate, evaluation_sets
+        from deqflow.evidence.evaluation import evaluation_sets
 
         require_suffix(self.out, ".json")
         require_data_folder(self.root, "--root")
@@ -59,12 +66,53 @@ class Evaluate:
             refuse_without_effect(
                 {"--procedural": given}, "without procedural sets: leave it out, or add one to --only"
             )
+        processes, device = join_processes(self.config.device)
+        config = replace(self.config, device=device)
+        # One process asks the device, since a short probe may come out either way.
+        config = replace(config, precision=processes.from_first(config.chosen_precision if processes.is_first else ""))
         models = self._models()
-        print_line(f"On {self.config.torch_device}, in {self.config.chosen_precision}.")
-        evaluate(models, chosen, self.config, self._on_set, PairProgress())
-        if self.out is not None:
+        if processes.is_first:
+            print_line(f"On {config.torch_device}, in {config.chosen_precision}.")
+        try:
+            failed, total = self._measure(models, chosen, config, processes)
+        except KeyboardInterrupt:
+            print_line(f"Interrupted; {'the next run goes on from here' if self.out else 'nothing is kept'}.")
+            return 130
+        if processes.is_first and self.out is not None and len(failed) < total:
             print(f"Wrote {self.out}.")
-        return 0
+        return name_failures(failed, total) if processes.is_first else int(bool(failed))
+
+    def _measure(
+        self,
+        models: "dict[str, FlowEstimator]",
+        sets: "dict[str, EvaluationSet]",
+        config: EvaluationConfig,
+        processes: "Processes",
+    ) -> tuple[dict[str, str], int]:
+        """Measure set after set; return what failed and why, by name, and the number of pairs."""
+        from deqflow.evidence.evaluation import PairMeasurement, begin_results, summarize
+
+        results = begin_results(models, config)
+        results["config"] |= {"device": config.torch_device.type, "precision": config.precision}
+        kept = PairRecords.beside(self.out, processes, lambda: _identity(results, models, sets, self.root))
+        progress, failed = PairProgress(), {}
+        for name, pairs in sets.items():
+            measure = PairMeasurement(models, pairs, config)
+            jobs = [
+                Job(f"{name}, pair {i + 1}", partial(kept.make, name, i, measure), partial(kept.exists, name, i))
+                for i in range(len(pairs.pairs))
+            ]
+            outcome = share_out(jobs, processes, partial(progress, name))
+            failed |= outcome.failed
+            records = kept.all_of(name, outcome.results) if processes.is_first else []
+            if records:
+                results["sets"][name] = summarize(records, pooled=pairs.pooled)
+                if outcome.failed:
+                    results["sets"][name]["failed"] = outcome.failed
+                self._on_set(name, results)
+        if processes.is_first and not failed:
+            kept.remove()
+        return failed, sum(len(pairs.pairs) for pairs in sets.values())
 
     def _models(self) -> "dict[str, FlowEstimator]":
         """The models by the names that the results have for them."""
@@ -83,6 +131,21 @@ class Evaluate:
         print_line("\n".join(report_lines(name, results["sets"][name])))
         if self.out is not None:
             save_results(results, self.out)
+
+
+def _identity(
+    results: dict[str, Any], models: "dict[str, FlowEstimator]", sets: "dict[str, EvaluationSet]", root: Path
+) -> dict[str, Any]:
+    """What has to agree for records of an earlier run to be of use."""
+    from deqflow.evidence.provenance import digest
+
+    return {
+        "config": results["config"],
+        "models": {name: results["models"][name] | {"weights": digest(models[name])} for name in models},
+        "sets": {name: len(chosen.pairs) for name, chosen in sets.items()},
+        "root": str(root.resolve()),
+        "code": {name: results["provenance"][name] for name in ("commit", "versions")},
+    }
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def print_line(text: str) -> None:
 
 
 class PairProgress:
-    """Says on the error output how many pairs of a set are done: at first, at the end, and every ten seconds.
+    """Says on the error output how much of a set is done: at first, at the end, and every ten seconds.
 
     Args:
         every: seconds between two lines.
@@ -143,12 +143,12 @@ class PairProgress:
     def __init__(self, every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.every, self.clock, self.last = every, clock, -float("inf")
 
-    def __call__(self, name: str, done: int, total: int) -> None:
-        """Take in that ``done`` of ``total`` pairs of the set ``name`` are done."""
+    def __call__(self, name: str, done: int, total: int, kind: str = "pairs") -> None:
+        """Take in that ``done`` of ``total`` pairs, or what else it is of, of the set ``name`` are done."""
         now = self.clock()
         if done == total or now - self.last >= self.every:
             self.last = now
-            print(f"{name}: {done} of {total} pairs", file=sys.stderr, flush=True)
+            print(f"{name}: {done} of {total} {kind}", file=sys.stderr, flush=True)
 
 
 def repeated(names: Sequence[str]) -> list[str]:

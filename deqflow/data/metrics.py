@@ -1,6 +1,7 @@
 """Errors of a flow field against the truth."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,14 +44,16 @@ class FlowErrors:
     """Adds up the errors of pairs over their valid pixels. A pixel without truth has no effect.
 
     Errors are summed in float64, so the order and the number of pairs do not matter.
+
+    Attributes:
+        sums: what was added up so far, by name: sums of errors in px, and numbers of pixels and pairs.
     """
 
     def __init__(self) -> None:
-        self._all, self._of_pairs = _Mean(), _Mean()
-        self._outliers = 0
-        self._within = dict.fromkeys(THRESHOLDS, 0)
-        self._speeds = {name: _Mean() for name in SPEED_RANGES}
-        self._matched, self._unmatched = _Mean(), _Mean()
+        means = ("all", "of_pairs", *SPEED_RANGES, "matched", "unmatched")
+        counts = ("outliers", *(f"within_{threshold}" for threshold in THRESHOLDS))
+        self.sums: dict[str, float] = {f"{name}_px": 0.0 for name in means}
+        self.sums |= dict.fromkeys((*(f"{name}_count" for name in means), *counts), 0)
 
     def add(self, flow: Tensor, target: Tensor, valid: Tensor, occluded: Tensor | None = None) -> None:
         """Add pairs.
@@ -74,17 +77,22 @@ class FlowErrors:
             if not bool(known.any()):
                 continue
             error, length = errors[b][known].double(), torch.linalg.vector_norm(target[b][:, known], dim=0)
-            self._all.add(error)
-            self._of_pairs.add(error.mean()[None])
+            self._add_mean("all", error)
+            self._add_mean("of_pairs", error.mean()[None])
             # Written so that a NaN is an outlier: every comparison with it is false.
-            self._outliers += int((~((error <= 3) | (error <= 0.05 * length))).sum())
+            self.sums["outliers"] += int((~((error <= 3) | (error <= 0.05 * length))).sum())
             for threshold in THRESHOLDS:
-                self._within[threshold] += int((error <= threshold).sum())
+                self.sums[f"within_{threshold}"] += int((error <= threshold).sum())
             for name, (low, high) in SPEED_RANGES.items():
-                self._speeds[name].add(error[(length >= low) & (length < high)])
+                self._add_mean(name, error[(length >= low) & (length < high)])
             hidden = torch.zeros_like(known) if occluded is None else occluded[b]
-            self._matched.add(error[~hidden[known]])
-            self._unmatched.add(error[hidden[known]])
+            self._add_mean("matched", error[~hidden[known]])
+            self._add_mean("unmatched", error[hidden[known]])
+
+    def add_sums(self, sums: Mapping[str, float]) -> None:
+        """Add what another one of this class has added up, its ``sums``: plain numbers, which json holds exactly."""
+        for name in self.sums:
+            self.sums[name] += sums[name]
 
     def summary(self) -> dict[str, Any]:
         """What was added up, as json can hold it; None stands for a mean over nothing.
@@ -99,34 +107,27 @@ class FlowErrors:
             ``speed_share`` and ``unmatched_share``, the shares of pixels in these.
         """
         return {
-            "pairs": self._of_pairs.count,
-            "pixels": self._all.count,
-            "epe_px": self._all.mean,
-            "pair_epe_px": self._of_pairs.mean,
-            "f1_all": self._share(self._outliers),
-            "within": {str(threshold): self._share(count) for threshold, count in self._within.items()},
-            "outliers_1px": self._share(self._all.count - self._within[1]),
-            "by_speed_px": {name: part.mean for name, part in self._speeds.items()},
-            "speed_share": {name: self._share(part.count) for name, part in self._speeds.items()},
-            "matched_px": self._matched.mean,
-            "unmatched_px": self._unmatched.mean,
-            "unmatched_share": self._share(self._unmatched.count),
+            "pairs": self.sums["of_pairs_count"],
+            "pixels": self.sums["all_count"],
+            "epe_px": self._mean("all"),
+            "pair_epe_px": self._mean("of_pairs"),
+            "f1_all": self._share(self.sums["outliers"]),
+            "within": {str(threshold): self._share(self.sums[f"within_{threshold}"]) for threshold in THRESHOLDS},
+            "outliers_1px": self._share(self.sums["all_count"] - self.sums["within_1"]),
+            "by_speed_px": {name: self._mean(name) for name in SPEED_RANGES},
+            "speed_share": {name: self._share(self.sums[f"{name}_count"]) for name in SPEED_RANGES},
+            "matched_px": self._mean("matched"),
+            "unmatched_px": self._mean("unmatched"),
+            "unmatched_share": self._share(self.sums["unmatched_count"]),
         }
 
-    def _share(self, count: int) -> float | None:
-        return count / self._all.count if self._all.count else None
+    def _add_mean(self, name: str, values: Tensor) -> None:
+        self.sums[f"{name}_px"] += float(values.sum())
+        self.sums[f"{name}_count"] += values.numel()
 
+    def _mean(self, name: str) -> float | None:
+        count = self.sums[f"{name}_count"]
+        return self.sums[f"{name}_px"] / count if count else None
 
-class _Mean:
-    """A mean of values that come a tensor at a time."""
-
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
-
-    def add(self, values: Tensor) -> None:
-        self.total += float(values.sum())
-        self.count += values.numel()
-
-    @property
-    def mean(self) -> float | None:
-        return self.total / self.count if self.count else None
+    def _share(self, count: float) -> float | None:
+        return count / self.sums["all_count"] if self.sums["all_count"] else None

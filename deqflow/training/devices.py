@@ -1,11 +1,12 @@
-"""Where to train: one processor, one GPU, several, several machines. The one place that chooses a device."""
+"""Where to train, and to work off many jobs: one processor, one GPU, several, several machines."""
 
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -14,22 +15,24 @@ DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.
 
 
 class Processes:
-    """The processes that train one model together, usually this one alone; ``accelerate launch`` starts more.
+    """The processes that work together, usually this one alone; ``accelerate launch`` starts more.
 
-    Each has a part of every batch, and all have the same weights. Collective methods must be called by all.
+    In training each has a part of every batch, and all have the same weights. Collective methods must be called by all.
 
     Args:
         device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one, and under ``accelerate launch``
             what it gave to this process.
+        patience: how long one process waits for the others; ten minutes to half an hour if not given, as torch has it.
 
     Raises:
         ValueError: a device is named under ``accelerate launch``, it is not there, or the launch asks for more
             than data parallelism.
     """
 
-    def __init__(self, device: str | torch.device = "auto") -> None:
+    def __init__(self, device: str | torch.device = "auto", *, patience: timedelta | None = None) -> None:
         # Precision is the configuration's, whatever the launch says; see Objective.
-        self._accelerator = Accelerator(mixed_precision="no")
+        settings = [] if patience is None else [InitProcessGroupKwargs(timeout=patience)]
+        self._accelerator = Accelerator(mixed_precision="no", kwargs_handlers=list(settings))
         self.index, self.count = self._accelerator.process_index, self._accelerator.num_processes
         require_data_parallel(self._accelerator.distributed_type)
         if str(device) == "auto":
@@ -101,6 +104,6 @@ def require_data_parallel(kind: DistributedType) -> None:
     """
     if kind not in DATA_PARALLEL:
         raise ValueError(
-            f"Training expects data parallelism (--multi_gpu, or --cpu), got {kind.value}: choose it with "
+            f"deqflow expects data parallelism (--multi_gpu, or --cpu), got {kind.value}: choose it with "
             "accelerate config, or on the command line."
         )

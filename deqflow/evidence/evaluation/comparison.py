@@ -1,7 +1,7 @@
 """Models beside classical methods on sets of pairs with known flow: errors, evaluations, milliseconds."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -52,61 +52,90 @@ def evaluate_set(
         ValueError: the set is empty.
     """
     config = config or EvaluationConfig()
-    if len(chosen.pairs) == 0:
-        raise ValueError("evaluate_set expects at least one pair, got an empty set.")
-    tallies = {name: _Tally(chosen.pooled) for name in CLASSICAL}
-    by_model = {name: _ModelTally(chosen.pooled, config) for name in models}
-    where = chosen.place if config.padding == "published" else "centre"
+    measure = PairMeasurement(models, chosen, config)
+    records = []
     for index in range(len(chosen.pairs)):
-        pair = chosen.pairs[index]
+        records.append(measure(index))
+        if on_pair is not None:
+            on_pair(index + 1, len(chosen.pairs))
+    return summarize(records, pooled=chosen.pooled)
+
+
+class PairMeasurement:
+    """Measures the pairs of a set one at a time, in any order and in any process.
+
+    Args:
+        models, chosen, config: as for :func:`evaluate_set`.
+
+    Raises:
+        ValueError: the set is empty.
+    """
+
+    def __init__(self, models: Mapping[str, FlowEstimator], chosen: EvaluationSet, config: EvaluationConfig) -> None:
+        if len(chosen.pairs) == 0:
+            raise ValueError("evaluate_set expects at least one pair, got an empty set.")
+        self.models, self.chosen, self.config = models, chosen, config
+        self._warm = False
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        """The record of a pair, by method: plain numbers, which json holds exactly, for :func:`summarize`."""
+        pair = self.chosen.pairs[index]
+        where = self.chosen.place if self.config.padding == "published" else "centre"
+        record: dict[str, Any] = {}
         for name, method in CLASSICAL.items():
             started = time.perf_counter()
             flow = method(pair.image1, pair.image2)
-            tallies[name].add(flow[None], pair, time.perf_counter() - started)
-        for name, estimator in models.items():
-            if index == 0:
-                _warm_up(estimator, pair, config)
-            by_model[name].add(estimate_pair(estimator, pair, config, where), pair)
-        if on_pair is not None:
-            on_pair(index + 1, len(chosen.pairs))
-    methods = {name: tally.summary() for name, tally in {**tallies, **by_model}.items()}
-    return {"pairs": len(chosen.pairs), "mean": "pixels" if chosen.pooled else "pairs", "methods": methods}
+            record[name] = _measured(flow[None], pair, time.perf_counter() - started)
+        for name, estimator in self.models.items():
+            if not self._warm:
+                _warm_up(estimator, pair, self.config)
+            record[name] = _estimated(estimate_pair(estimator, pair, self.config, where), pair)
+        self._warm = True
+        return record
 
 
-class _Tally:
-    def __init__(self, pooled: bool) -> None:
-        self.pooled, self.errors, self.seconds = pooled, FlowErrors(), []
-
-    def add(self, flow: Tensor, pair: FlowSample, seconds: float) -> None:
-        self.errors.add(flow, pair.flow[None], pair.valid[None], pair.occluded[None])
-        self.seconds.append(seconds)
-
-    def summary(self) -> dict[str, Any]:
-        errors = self.errors.summary()
-        error = errors["epe_px" if self.pooled else "pair_epe_px"]
-        return _rounded({"error_px": error, **errors, "ms": 1000 * median(self.seconds)})
+def _measured(flow: Tensor, pair: FlowSample, seconds: float) -> dict[str, Any]:
+    errors = FlowErrors()
+    errors.add(flow, pair.flow[None], pair.valid[None], pair.occluded[None])
+    return {"errors": errors.sums, "seconds": seconds}
 
 
-class _ModelTally:
-    def __init__(self, pooled: bool, config: EvaluationConfig) -> None:
-        self.at = {k: _Tally(pooled) for k in config.evals}
-        self.residuals: dict[int, list[float]] = {k: [] for k in config.evals}
-        self.stopped = _Tally(pooled)
-        self.evaluations: list[float] = []
+def _estimated(found: PairEstimates, pair: FlowSample) -> dict[str, Any]:
+    at = {
+        str(k): _measured(flow, pair, found.seconds[k]) | {"residual_px": found.residuals[k]}
+        for k, flow in found.flows.items()
+    }
+    stopped = _measured(found.stopped, pair, found.stopped_seconds)
+    return {"at": at, "stopped": stopped | {"evaluations": found.stopped_evaluations}}
 
-    def add(self, estimates: PairEstimates, pair: FlowSample) -> None:
-        for k, tally in self.at.items():
-            tally.add(estimates.flows[k], pair, estimates.seconds[k])
-            self.residuals[k].append(estimates.residuals[k])
-        self.stopped.add(estimates.stopped, pair, estimates.stopped_seconds)
-        self.evaluations.append(estimates.stopped_evaluations)
 
-    def summary(self) -> dict[str, Any]:
-        at = {
-            str(k): tally.summary() | _rounded({"residual_px": fmean(self.residuals[k])})
-            for k, tally in self.at.items()
-        }
-        return {"at": at, "stopped": self.stopped.summary() | _rounded({"evaluations": fmean(self.evaluations)})}
+def summarize(records: Sequence[Mapping[str, Any]], *, pooled: bool) -> dict[str, Any]:
+    """The figures of a set, as :func:`evaluate_set` returns them.
+
+    Args:
+        records: of its pairs in their order, by :class:`PairMeasurement`.
+        pooled: whether an end-point error is the mean over all pixels, or over pairs.
+    """
+    methods: dict[str, Any] = {}
+    for name, first in records[0].items():
+        parts = [record[name] for record in records]
+        if "at" not in first:
+            methods[name] = _summary(parts, pooled)
+            continue
+        at = {k: _summary([part["at"][k] for part in parts], pooled) for k in first["at"]}
+        methods[name] = {"at": at, "stopped": _summary([part["stopped"] for part in parts], pooled)}
+    return {"pairs": len(records), "mean": "pixels" if pooled else "pairs", "methods": methods}
+
+
+def _summary(parts: Sequence[Mapping[str, Any]], pooled: bool) -> dict[str, Any]:
+    """Sums of errors together; the median of the times; means of everything else."""
+    total = FlowErrors()
+    for part in parts:
+        total.add_sums(part["errors"])
+    errors = total.summary()
+    others = {name: fmean(part[name] for part in parts) for name in parts[0] if name not in ("errors", "seconds")}
+    error = errors["epe_px" if pooled else "pair_epe_px"]
+    return _rounded({"error_px": error, **errors, "ms": 1000 * median(part["seconds"] for part in parts), **others})
 
 
 def _warm_up(estimator: FlowEstimator, pair: FlowSample, config: EvaluationConfig) -> None:
@@ -142,25 +171,33 @@ def evaluate(
         ValueError: a set is empty, or there is no model.
     """
     config = config or EvaluationConfig()
+    results = begin_results(models, config)
+    for name, chosen in sets.items():
+        progress = None if on_pair is None else partial(on_pair, name)
+        results["sets"][name] = evaluate_set(models, chosen, config, progress)
+        if on_set is not None:
+            on_set(name, results)
+    return results
+
+
+def begin_results(models: Mapping[str, FlowEstimator], config: EvaluationConfig) -> dict[str, Any]:
+    """The content of a results file before the first set; models are made ready to be measured.
+
+    Raises:
+        ValueError: there is no model.
+    """
     if not models:
         raise ValueError("evaluate expects at least one model, got none.")
     for estimator in models.values():
         estimator.to(config.torch_device).eval()
-    measured: dict[str, Any] = {}
-    results = {
+    return {
         "config": asdict(config)
         | {"device": config.torch_device.type, "precision": config.chosen_precision}
         | {"evals": list(config.evals), "scales": list(config.scales)},
         "models": {name: _describe(estimator) for name, estimator in models.items()},
-        "sets": measured,
+        "sets": {},
         "provenance": provenance(Path(__file__).parent),
     }
-    for name, chosen in sets.items():
-        progress = None if on_pair is None else partial(on_pair, name)
-        measured[name] = evaluate_set(models, chosen, config, progress)
-        if on_set is not None:
-            on_set(name, results)
-    return results
 
 
 def _describe(estimator: FlowEstimator) -> dict[str, Any]:
