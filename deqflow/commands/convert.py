@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from deqflow.commands.shared import load_model, load_published_file, refuse_overwriting, require_suffix
+from deqflow.commands.shared import load_model, refuse_overwriting, require_suffix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ class Convert:
         if self.target.suffix != ".safetensors":
             raise ValueError(f"convert expects a target that ends in .safetensors, got {self.target}.")
         refuse_overwriting(self.target, self.source, option="target")
-        estimator = load_published_file(self.source)
+        estimator = deqflow.load_published(self.source)
         deqflow.save(estimator, self.target, recipe={"origin": estimator.origin, "file": self.source.name})
         count = sum(parameter.numel() for parameter in estimator.parameters())
         print(f"Found {estimator.origin}, {count / 1e6:.2f} M parameters.")

@@ -1,6 +1,5 @@
 """What several commands need: models by name, devices, paths that must not be overwritten, progress."""
 
-import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deqflow.model.estimator import FlowEstimator
-
-OURS = ".safetensors"
-# How files begin that torch.save has written: as a zip archive, and as a pickle before that.
-TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
 def load_model(model: str, device: str = "cpu") -> "FlowEstimator":
@@ -28,55 +23,12 @@ def load_model(model: str, device: str = "cpu") -> "FlowEstimator":
         CheckpointError: the file is not a checkpoint, is damaged, or fits no known model.
         ValueError: there is no such device.
     """
-    from deqflow.model.checkpoints import SHIPPED, load
+    from deqflow.model.checkpoints import SHIPPED, load, load_published
     from deqflow.model.precision import choose_device
 
-    chosen, path = choose_device(device), Path(model)
-    own = is_own_checkpoint(path) if path.is_file() else path.suffix in ("", OURS)
-    estimator = load(model) if model in SHIPPED or own else load_published_file(path)
-    return estimator.to(chosen)
-
-
-def load_published_file(path: Path) -> "FlowEstimator":
-    """Load a published checkpoint.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: as for :func:`load_model`.
-    """
-    from deqflow.model.checkpoints import CheckpointError
-    from deqflow.model.published import load_published
-
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path}: expected a file such as .pth, .pt, .ckpt or .safetensors.")
-    with path.open("rb") as file:
-        start = file.read(16)
-    if path.suffix != OURS and not start.startswith(TORCH_FILES):
-        raise CheckpointError(
-            f"{path} is not a checkpoint: expected a file that torch.save has written, or a .safetensors file."
-        )
-    try:
-        return load_published(path)
-    except CheckpointError as error:
-        if isinstance(error.__cause__, pickle.UnpicklingError):  # whose text tells how to run the code in the file
-            raise CheckpointError(
-                f"{path} can't be read as a checkpoint: it is damaged, or holds code instead of plain tensors. Code in "
-                "a checkpoint is never run."
-            ) from error
-        raise
-
-
-def is_own_checkpoint(path: Path) -> bool:
-    """Whether a file is one of deqflow's checkpoints, or a damaged file with their suffix, which loading reports."""
-    from safetensors import SafetensorError, safe_open
-
-    from deqflow.model.checkpoints import FORMAT
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError):
-        return path.suffix == OURS
+    chosen = choose_device(device)
+    is_path = model not in SHIPPED and Path(model).suffix != ""
+    return (load_published(model) if is_path else load(model)).to(chosen)
 
 
 def refuse_overwriting(out: Path, *inputs: Path, option: str = "--out") -> None:

@@ -4,6 +4,7 @@ A file's content decides how it is read, not its suffix. Training programs wrap 
 "state_dict", or by a prefix such as "module." of data parallelism. Both are taken off here.
 """
 
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+_SAVED = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin: a zip archive, or before that a pickle
 KEYS = ("model", "state_dict", "model_state_dict")  # under which programs keep a model's tensors
 _WRAPPER = re.compile(r"(?:(?<=\.)|\A)(?:module|_orig_mod)\.")  # of data parallelism, and of torch.compile
 _OUTER = "model."  # what a training framework calls the model in its own module
@@ -37,7 +39,19 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if is_safetensors(path):
             return plain_names(load_file(path))
         with path.open("rb") as file:  # given a path, torch.load goes by its suffix
+            if not file.read(4).startswith(_SAVED):
+                raise CheckpointError(
+                    f"{path} is not a checkpoint: expected a file that torch.save has written, or a .safetensors file."
+                )
+            file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except (CheckpointError, pickle.UnpicklingError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(  # the unpickler's own text tells how to run the code in the file
+            f"{path} can't be read as a checkpoint: it is damaged, or holds code instead of plain tensors. Code in a "
+            "checkpoint is never run."
+        ) from error
     except Exception as error:  # an unpickler stumbles over damaged bytes in any way there is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

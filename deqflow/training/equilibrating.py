@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -45,6 +46,13 @@ RECIPE = TrainConfig(
     validate_every=100,
     validation_pairs=12,
 )
+
+
+class Pairs(Protocol):
+    """Samples by index: a list, or a data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> FlowSample: ...
 
 
 @dataclass(frozen=True)
@@ -135,9 +143,7 @@ def as_equilibrium(estimator: FlowEstimator, config: TrainConfig = RECIPE, *, sm
 
 
 @torch.no_grad()
-def measure_convergence(
-    estimator: FlowEstimator, pairs: Sequence[FlowSample], evals: Sequence[int] = EVALS
-) -> Convergence:
+def measure_convergence(estimator: FlowEstimator, pairs: Pairs, evals: Sequence[int] = EVALS) -> Convergence:
     """Errors after some evaluations, without early stop, and how soon the solve converges.
 
     Args:
