@@ -27,8 +27,8 @@ def load_model(model: str, device: str = "cpu") -> "FlowEstimator":
     from deqflow.model.precision import choose_device
 
     chosen = choose_device(device)
-    is_path = model not in SHIPPED and Path(model).suffix != ""
-    return (load_published(model) if is_path else load(model)).to(chosen)
+    missing = model not in SHIPPED and Path(model).suffix != "" and not Path(model).is_file()
+    return (load_published(model) if missing else load(model)).to(chosen)  # a path is named as such if it is missing
 
 
 def refuse_overwriting(out: Path, *inputs: Path, option: str = "--out") -> None:
