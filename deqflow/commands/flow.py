@@ -1,13 +1,16 @@
 """Commands about images that move: the flow of a pair, a video or many of them, and clips to try it on."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from deqflow.commands.shared import load_model, refuse_overwriting, refuse_without_effect
-from deqflow.commands.sources import is_collection
+from deqflow.commands.jobs import Job, join_processes, name_failures, share_out
+from deqflow.commands.shared import PairProgress, load_model, refuse_overwriting, refuse_without_effect
+from deqflow.commands.sources import Pair, find_films, is_collection, read_pairs, whole_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from deqflow.model.estimator import FlowEstimator
     from deqflow.model.scales import ScaledOutput
     from deqflow.solvers import SolverResult, Stop
+    from deqflow.video import Statistics
+
+    Work = Callable[[FlowEstimator], object]
 
 # The choices of deqflow.video and deqflow.data.synthetic, repeated here since help does without torch; a test holds
 # that they agree.
@@ -80,11 +86,9 @@ class Flow:
             raise ValueError(f"--largest expects a positive length in pixels, got {self.largest}.")
         if self.image2 is not None:
             return self._pair(self.image2)
-        from deqflow.commands import many
-
         if self.image1.suffix.lower() == ".txt" and self.image1.is_file():
-            return many.flow_of_pairs(self)
-        return many.flow_of_films(self) if is_collection(self.image1) else self._film()
+            return self._pairs()
+        return self._films() if is_collection(self.image1) else self._film()
 
     def _pair(self, second: Path) -> int:
         import torch
@@ -159,7 +163,6 @@ class Flow:
         return scale
 
     def _film(self) -> int:
-        from deqflow import video
         from deqflow.data.flow_files import IMAGE_SUFFIXES
 
         if self.image1.suffix.lower() in IMAGE_SUFFIXES and not self.image1.is_dir():
@@ -178,23 +181,114 @@ class Flow:
                 f"on files of numbers: leave it out, or write a film instead of the folder {out}",
             )
         estimator = load_model(self.model, self.device)
-        flows = video.VideoFlow(estimator, policy=self.policy, stop=self.stop(estimator), scales=self.scales)
-        numbers, interrupted = video.film_flow(
-            self.image1,
-            out,
-            flows,
-            drawing=self.drawing or "colors",
-            files=self.files or "flo",
-            largest=self.largest,
-            key=self.key,
-            statistics=self.statistics,
-        )
+        numbers, interrupted = self._film_flow(estimator, self.image1, out)
         pairs = len(numbers.rows)
         if pairs:
             cost = f"{numbers['evaluations'].mean():.1f} evaluations and {numbers['seconds'].mean():.2f} s a frame"
             print(f"{pairs} flow fields, {cost}; cuts: {int(numbers['cut'].sum())}.")
             print(f"{'Interrupted; what is done is in' if interrupted else 'Wrote'} {out}.")
         return 130 if interrupted else 0
+
+    def _film_flow(
+        self, estimator: "FlowEstimator", film: Path, out: Path, progress: bool = True
+    ) -> "tuple[Statistics, bool]":
+        from deqflow import video
+
+        return video.film_flow(
+            film,
+            out,
+            video.VideoFlow(estimator, policy=self.policy, stop=self.stop(estimator), scales=self.scales),
+            drawing=self.drawing or "colors",
+            files=self.files or "flo",
+            largest=self.largest,
+            key=self.key,
+            statistics=self.statistics,
+            progress=progress,
+        )
+
+    def _pairs(self) -> int:
+        """Write a file of numbers for each pair of a list."""
+        from deqflow.video.filming import SUFFIXES
+
+        refuse_without_effect(
+            {
+                "--policy": self.policy,
+                "--drawing": self.drawing,
+                "--statistics": self.statistics,
+                "--largest": self.largest,
+                "--key": self.key,
+            },
+            "on a list of pairs, whose flow is written as numbers: leave it out",
+        )
+        out = self._folder("a list of pairs")
+        pairs = read_pairs(self.image1, out, SUFFIXES[self.files or "flo"])
+        jobs = {f"{pair.image1} {pair.image2}": (partial(self._write_pair, pair=pair), pair.out) for pair in pairs}
+        return self._work_off(jobs, out, "pairs")
+
+    def _write_pair(self, estimator: "FlowEstimator", pair: Pair) -> None:
+        import deqflow
+        from deqflow.solvers import Status
+
+        found = self.estimate(estimator, deqflow.read_image(pair.image1), deqflow.read_image(pair.image2))
+        solve = found.outputs[-1].solve
+        if int(solve.status.max()) == Status.NON_FINITE:
+            raise FloatingPointError(verdict(solve))
+        deqflow.write_flow(pair.out, found.flow[0].cpu())
+
+    def _films(self) -> int:
+        """Write a film, or a folder of numbers, for each film in a folder."""
+        from deqflow.data.writing import is_same_file
+
+        refuse_without_effect(
+            {"--statistics": self.statistics}, "on a folder of films, for it is for one video: leave it out"
+        )
+        if self.files:
+            refuse_without_effect(
+                {"--drawing": self.drawing, "--largest": self.largest, "--key": self.key},
+                "on files of numbers: leave it out, or leave out --files to write films",
+            )
+        out = self._folder("a folder of films")
+        if is_same_file(out, self.image1):
+            raise ValueError(f"The flow of {self.image1} would go among its films: choose another --out.")
+        films = find_films(self.image1, out, "" if self.files else ".mp4")
+        jobs = {str(film): (partial(self._write_film, film=film, target=to), to) for film, to in films.items()}
+        return self._work_off(jobs, out, "films")
+
+    def _write_film(self, estimator: "FlowEstimator", film: Path, target: Path) -> None:
+        from deqflow.video.reading import ShortVideoError
+
+        with whole_output(target) as unfinished:
+            try:
+                _, interrupted = self._film_flow(estimator, film, unfinished, progress=False)
+            except ShortVideoError as error:  # without the words on where a part of it is: a part is not kept
+                raise error.__cause__ or error from None
+            if interrupted:
+                raise KeyboardInterrupt
+
+    def _folder(self, what: str) -> Path:
+        out = self.out or Path("flow")
+        if out.suffix or out.is_file():
+            raise ValueError(f"--out expects a folder for {what}, got {out}: give a name without a suffix.")
+        return out
+
+    def _work_off(
+        self, jobs: "Mapping[str, tuple[Callable[[FlowEstimator], object], Path]]", out: Path, kind: str
+    ) -> int:
+        """Do the jobs whose outputs are not there, and say what became of all; jobs and outputs by name."""
+        processes, device = join_processes(self.device)
+        estimator = load_model(self.model, device)
+        todo = [Job(name, partial(run, estimator), target.exists) for name, (run, target) in jobs.items()]
+        of = f" in the first of {processes.count} processes" if processes.count > 1 else ""
+        try:
+            outcome = share_out(todo, processes, partial(PairProgress(), f"{self.image1}{of}", kind=kind))
+        except KeyboardInterrupt:
+            print(f"Interrupted; what is done is in {out}, and is skipped next time.")
+            return 130
+        if not processes.is_first:
+            return int(bool(outcome.failed))
+        earlier = f", {outcome.skipped} of them by an earlier run" if outcome.skipped else ""
+        print(f"{len(todo) - len(outcome.failed)} of {len(todo)} {kind} are done{earlier}; their flow is in {out}.")
+        return name_failures(outcome.failed, len(todo))
 
     def stop(self, estimator: "FlowEstimator") -> "Stop":
         """The budget and tolerance of each solve."""

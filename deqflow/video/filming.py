@@ -1,4 +1,7 @@
-"""From a video to its flow in files: read ahead, solve, draw, write. Ctrl-C leaves whole files."""
+"""From a video to its flow in files. Ctrl-C leaves whole files.
+
+Frames are read on one thread, solved on the caller's, and drawn and written on a third.
+"""
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -13,7 +16,7 @@ from tqdm.auto import tqdm
 from deqflow.data.colors import SMALLEST_SCALE, add_key
 from deqflow.data.writing import is_same_file
 from deqflow.video.estimation import VideoFlow, VideoStep
-from deqflow.video.reading import Frames, ShortVideoError, ahead, read_frames
+from deqflow.video.reading import Behind, Frames, ShortVideoError, ahead, read_frames
 from deqflow.video.writing import CODECS, Drawing, FlowFolder, Movie, Statistics, draw_flow
 
 FileFormat = Literal["flo", "pfm", "kitti", "flo5", "npy", "npz"]
@@ -104,12 +107,18 @@ def _run(
     layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
     bar = stack.enter_context(tqdm(total=pairs, unit=" frames", bar_format=layout, disable=not progress))
     evaluations, device = 0, next(video.estimator.parameters()).device
-    for image, step in video.run(image.to(device) for image in read):
+
+    def write_and_count(image: Tensor, step: VideoStep) -> None:
+        nonlocal evaluations
         write(image, step)
         numbers.add(step)
         evaluations += step.evaluations
         bar.set_postfix_str(f"{evaluations / len(numbers.rows):.1f} evaluations a frame", refresh=False)
         bar.update()
+
+    done = stack.enter_context(Behind[tuple[Tensor, VideoStep]](lambda pair: write_and_count(*pair)))
+    for pair in video.run(image.to(device) for image in read):
+        done(pair)
 
 
 def _writer(

@@ -1,11 +1,12 @@
-"""Frames of a video file or of a folder of images, one at a time, read ahead on a thread of their own."""
+"""Frames of a video file or of a folder of images, and the threads that read them ahead and write behind."""
 
 import queue
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
 import cv2
 import torch
@@ -106,6 +107,61 @@ def ahead(items: Iterable[T], *, buffer: int = 2) -> Generator[T, None, None]:
     finally:
         stopped.set()
         thread.join()
+
+
+class Behind(Generic[T]):
+    """Calls a function with items on a thread of its own, in their order, while the caller goes on.
+
+    At most ``buffer`` items wait; the caller waits before it hands over one more. An error of the function is raised by
+    the next call, or at the end of the block; items after it are dropped. The block waits until all items are worked
+    off, also if it ends with an error, as by Ctrl-C. Ctrl-C while it waits drops all items but the one in work.
+
+    Args:
+        work: called with each item.
+        buffer: number of items.
+    """
+
+    def __init__(self, work: Callable[[T], object], *, buffer: int = 2) -> None:
+        self._work = work
+        self._box: queue.Queue[list[T]] = queue.Queue(
+            max(1, buffer)
+        )  # a list of one item; an empty one ends the thread
+        self._error: BaseException | None = None
+        self._dropping = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="frames behind")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __call__(self, item: T) -> None:
+        """Hand over an item."""
+        if self._error is not None:
+            raise self._error
+        self._box.put([item])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._box.put([])
+            self._thread.join()
+        except KeyboardInterrupt:
+            self._dropping = True
+            self._box.put([])
+            self._thread.join()
+            raise
+        if self._error is not None and error is not self._error:
+            raise self._error
+
+    def _run(self) -> None:
+        while item := self._box.get():
+            if self._dropping:  # items are taken only, so that nobody waits for room
+                continue
+            try:
+                self._work(item[0])
+            except BaseException as error:  # raised again in the caller's thread
+                self._error, self._dropping = error, True
 
 
 def _natural(path: Path) -> tuple[list[str | tuple[int, str]], str]:

@@ -14,7 +14,7 @@ from layouts import write_kitti
 
 import deqflow
 from deqflow.__main__ import main
-from deqflow.commands import jobs, many, sources
+from deqflow.commands import flow, jobs, sources
 from deqflow.commands.jobs import Job, name_failures, share_out
 from deqflow.commands.sources import find_films, is_collection, read_pairs, whole_output
 from deqflow.evidence.evaluation import PairMeasurement
@@ -137,12 +137,12 @@ def test_what_a_killed_process_left_is_replaced(tmp_path):
     assert written(tmp_path) == ["flow/frame_000001.flo"]
 
 
-@pytest.mark.filterwarnings("ignore:NaN or infinity")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_flow_that_is_not_finite_is_a_failure(listed, tmp_path, capsys, monkeypatch):
     model = deqflow.load("deqflow-small")
     with torch.no_grad():
         next(model.update.parameters()).fill_(torch.nan)
-    monkeypatch.setattr(many, "load_model", lambda *_: model)
+    monkeypatch.setattr(flow, "load_model", lambda *_: model)
     write_image(tmp_path / "in" / "b" / "1.png")
     assert main(["flow", str(listed), "--out", str(tmp_path / "out"), *QUICK]) == 1
     assert capsys.readouterr().err.count("NaN or infinity came up, so the flow is not to be trusted") == 3

@@ -27,7 +27,7 @@ from deqflow.video import (
     read_frames,
 )
 from deqflow.video.containers import is_whole
-from deqflow.video.reading import ShortVideoError
+from deqflow.video.reading import Behind, ShortVideoError
 
 
 def pictures(count: int, height: int = 32, width: int = 48) -> list[np.ndarray]:
@@ -256,6 +256,113 @@ def test_the_thread_ends_with_who_asked_and_errors_come_through():
     next(endless)
     endless.close()
     assert all(thread.name != "frames ahead" for thread in threading.enumerate())
+
+
+def test_items_are_worked_off_behind_on_a_thread_and_few_wait():
+    seen, threads, go = [], set(), threading.Event()
+
+    def work(item):
+        go.wait(5)
+        seen.append(item)
+        threads.add(threading.current_thread().name)
+
+    handed = []
+    with Behind(work, buffer=2) as behind:
+
+        def hand_over():
+            for i in range(10):
+                behind(i)
+                handed.append(i)
+
+        other = threading.Thread(target=hand_over)
+        other.start()
+        deadline = time.monotonic() + 5
+        while len(handed) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert handed == [0, 1, 2]  # one in work, two that wait; the fourth has no room
+        go.set()
+        other.join()
+    assert seen == list(range(10))
+    assert threads == {"frames behind"}
+    assert all(thread.name != "frames behind" for thread in threading.enumerate())
+
+
+def test_an_error_behind_comes_through_and_drops_the_rest():
+    seen = []
+
+    def work(item):
+        seen.append(item)
+        if item == 1:
+            raise OSError("disk full")
+
+    def hand_over(items, error=None):
+        with Behind(work) as behind:
+            for i in items:
+                behind(i)
+                time.sleep(0.01)
+            if error is not None:
+                raise error
+
+    with pytest.raises(OSError, match="disk full"):
+        hand_over(range(100))
+    assert seen == [0, 1]
+    with pytest.raises(OSError, match="disk full"):
+        hand_over([1], ValueError("which came later"))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_works_off_what_was_handed_over_unless_it_is_pressed_again(again, monkeypatch):
+    seen, join = [], threading.Thread.join
+
+    def work(item):
+        time.sleep(0.05)
+        seen.append(item)
+
+    def interrupted(self):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def hand_over():
+        with Behind(work) as behind:
+            for i in range(3):
+                behind(i)
+            if again:
+                monkeypatch.setattr(threading.Thread, "join", interrupted)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hand_over()
+    assert threading.Thread.join is join
+    assert len(seen) < 3 if again else seen == [0, 1, 2]
+    assert all(thread.name != "frames behind" for thread in threading.enumerate())
+
+
+def test_a_film_is_drawn_on_one_thread_and_solved_on_another(clip, tmp_path, video, monkeypatch):
+    threads, step = {"draw": set(), "solve": set()}, VideoFlow.step
+
+    def drawn(*arguments, **options):
+        threads["draw"].add(threading.current_thread().name)
+        return draw_flow(*arguments, **options)
+
+    def solved(self, *images):
+        threads["solve"].add(threading.current_thread().name)
+        return step(self, *images)
+
+    monkeypatch.setattr(filming, "draw_flow", drawn)
+    monkeypatch.setattr(VideoFlow, "step", solved)
+    film_flow(clip, tmp_path / "flow.avi", video, progress=False)
+    assert threads == {"draw": {"frames behind"}, "solve": {threading.current_thread().name}}
+
+
+def test_a_film_that_cant_be_written_to_its_end_ends_with_an_error_message(clip, tmp_path, video, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("deqflow.video.writing.write_flow", fails)
+    with pytest.raises(OSError, match="No space left on device"):
+        film_flow(clip, tmp_path / "out", video, progress=False)
+    assert all("frames" not in thread.name for thread in threading.enumerate())
 
 
 def test_drawings(generator):
