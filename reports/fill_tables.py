@@ -177,6 +177,28 @@ def confidence(results: Results) -> str:
     return markdown(head, rows)
 
 
+def attraction(results: Results) -> str:
+    """Whether the fixed points of the models attract: median pair, and what nine of ten pairs do not exceed."""
+    quantities = {
+        "random_apart_px": "ends of random starts, apart from the own start's (px)",
+        "stale_apart_px": "of the last pair's end (px)",
+        "truth_apart_px": "of the disturbed true flow (px)",
+        "white_after_5_px": "left of 0.8 px of white noise after 5 evaluations (px)",
+        "white_after_20_px": "after 20 (px)",
+        "smooth_after_5_px": "left of 0.8 px of smooth noise after 5 (px)",
+        "smooth_after_20_px": "after 20 (px)",
+        "spectral_radius": "spectral radius at the end",
+        "picard_evaluations": "evaluations to 0.01 px, 100 allowed: Picard",
+        "anderson_evaluations": "Anderson",
+        "broyden_evaluations": "Broyden",
+    }
+    rows = []
+    for name, words in quantities.items():
+        found = [model["summary"][name] for model in results["models"].values()]
+        rows.append([words, *(f"{one['median']:.3g}; {one['nine_of_ten']:.3g}" for one in found)])
+    return markdown(["median; nine of ten at most", *results["models"]], rows)
+
+
 def claims(load: Load) -> str:
     """The paper's claims, and the measurements of this project."""
     return markdown(["claim", "holds here", "measured", "notebook"], claim_rows(load))
@@ -197,6 +219,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "video": _of("video", video),
     "bench": _of("bench", bench),
     "bench-gpu": _of("bench-gpu", bench),
+    "attraction": _of("attraction", attraction),
     "accuracy": _of("accuracy", accuracy),
     "accuracy-by-evaluations": _of("accuracy", accuracy_by_evaluations),
     "accuracy-within": _of("accuracy", accuracy_within),
