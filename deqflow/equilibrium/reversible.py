@@ -99,6 +99,7 @@ class _ReversibleRun(torch.autograd.Function):
             if k in keep:
                 states[k] = z.to(z0.dtype)
         ctx.f, ctx.b, ctx.evals, ctx.keep, ctx.dtype = f, b, stop.max_evals, keep, z0.dtype
+        ctx.given = given  # f holds them too; unpacked under torch's saved-tensor hooks, they would be other objects
         ctx.save_for_backward(y, z, z0, *given)
         return tuple(states[k] for k in keep)
 
@@ -106,7 +107,8 @@ class _ReversibleRun(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("Reversible gives first derivatives only, got create_graph=True: use Unrolled for more.")
-        y, z, z0, *given = ctx.saved_tensors
+        y, z, z0, *_ = ctx.saved_tensors  # raises where one of them was changed in place
+        given = ctx.given
         length = rms(z - z0)
         device, dtype, enabled = ctx.autocast
         b, grads = ctx.b, dict(zip(ctx.keep, grad_outputs, strict=True))

@@ -1,5 +1,6 @@
 """Reversible gradients: those of the iteration as it ran, at a memory that does not grow with depth."""
 
+import contextlib
 import dataclasses
 import warnings
 
@@ -125,6 +126,20 @@ def test_bytes_kept_do_not_grow_with_depth():
             problem.flow(state).sum()
         kept[evals] = counted.bytes
     assert kept[48] <= 1.01 * kept[4]
+
+
+def test_it_runs_under_saved_tensor_hooks():  # as torch.autograd.graph.save_on_cpu, and the audit's counting of bytes
+    found = []
+    for hooks in (KeptForBackward(), torch.autograd.graph.save_on_cpu(), contextlib.nullcontext()):
+        estimator, problem = estimator_problem()
+        weights = [p for name, p in estimator.named_parameters() if name.startswith("update.")]
+        with hooks:
+            (state,), _ = layer(4)(problem.f, problem.z0)
+        gradients = torch.autograd.grad(problem.flow(state).sum(), weights, allow_unused=True, materialize_grads=True)
+        found.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    assert found[2].norm() > 0
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
 
 
 def test_it_supervises_an_estimator_with_learned_smoothing():
