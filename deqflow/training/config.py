@@ -43,6 +43,8 @@ class TrainConfig:
         teacher_weight: of the difference from a teacher's flow, after as many updates as it was trained for, where
             the run has a teacher (:func:`deqflow.training.equilibrate`).
         consistency_weight: of how far one evaluation from states on the way falls short of the end.
+        loss: at full size, the absolute error, or SEA-RAFT's mixture of two Laplace distributions, for which the model
+            gets a head that says at each pixel what error is expected.
         gamma: weight of a correction relative to the next.
         phantom_steps: differentiated steps at each correction; 1 is the one-step gradient.
         all_gradients: do not detach the flow inside the update.
@@ -88,6 +90,7 @@ class TrainConfig:
     return_weight: float = 0.0
     teacher_weight: float = 0.0
     consistency_weight: float = 0.0
+    loss: Literal["absolute", "mixture"] = "absolute"
     gamma: float = 0.8
     phantom_steps: int = 1
     all_gradients: bool = False

@@ -18,7 +18,14 @@ from deqflow.model.problem import FlowProblem
 from deqflow.model.state import FlowState
 from deqflow.solvers import SolverResult, Stop
 from deqflow.training.config import TrainConfig
-from deqflow.training.losses import coarse_loss, consistency, correction_loss, jacobian_penalty, way_back
+from deqflow.training.losses import (
+    coarse_loss,
+    consistency,
+    correction_loss,
+    jacobian_penalty,
+    mixture_loss,
+    way_back,
+)
 from deqflow.training.starts import coarse_truth, disturbance, draw_starts
 
 
@@ -42,12 +49,15 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
         train_evals=config.evals[1],
         attraction=config.attraction,
         attraction_strength=config.attraction_strength,
+        mixture=config.loss == "mixture",
     )
     estimator.equilibrium.corrections_from = config.corrections_from
     if config.start_from:
         start = checkpoints.load(config.start_from)
         try:
-            estimator.load_state_dict(start.state_dict())
+            missing, unknown = estimator.load_state_dict(start.state_dict(), strict=config.loss != "mixture")
+            if unknown or any(not name.startswith("mixture_head.") for name in missing):
+                raise RuntimeError(f"{len(missing)} tensors are missing and {len(unknown)} are unknown")
         except RuntimeError as error:
             raise ValueError(
                 f"start_from expects a checkpoint of size {config.size!r}, got {config.start_from} with {start.config}."
@@ -165,10 +175,14 @@ class Objective(nn.Module):
             truth, known = coarse_truth(*self._padded(batch, problem), problem.estimator.stride)
             start = draw_starts(problem, truth, config.other_starts, generator)
             states, solve = self._solve(problem, start, draw.stop)
-            flows = [problem.flow(state) for state in states]
+            flows, mixtures = zip(*(problem.flow_and_mixture(state) for state in states), strict=True)
             terms = self._terms(problem, states, solve, (truth, known), generator)
             taught = [teacher(batch.image1, batch.image2).flow for teacher in self._teacher if config.teacher_weight]
-        loss = correction_loss(flows, batch.flow, batch.valid, gamma=config.gamma)
+        if config.loss == "mixture":
+            said = [mixture for mixture in mixtures if mixture is not None]
+            loss = mixture_loss(flows, said, batch.flow, batch.valid, gamma=config.gamma)
+        else:
+            loss = correction_loss(flows, batch.flow, batch.valid, gamma=config.gamma)
         for flow in taught:
             everywhere = torch.ones_like(batch.valid)
             loss = loss + config.teacher_weight * correction_loss(flows, flow, everywhere, gamma=config.gamma)

@@ -111,6 +111,7 @@ def test_consistency_is_how_far_one_evaluation_falls_short():
         {"corrections_from": 0.5},
         {"gradient": "reversible"},
         {"attraction": "none"},
+        {"loss": "mixture"},
     ],
 )
 def test_every_option_changes_the_loss_or_its_gradient(change):
@@ -208,3 +209,21 @@ def test_the_same_step_draws_the_same_starts():
     for _ in range(2):
         losses.append(Objective(make_estimator(config), config)(batch, draw_step(config, 3))[0].item())
     assert losses[0] == losses[1]
+
+
+def test_the_mixture_loss_trains_a_head_also_from_weights_without_one(tmp_path):
+    config = dataclasses.replace(MINI, start_from="deqflow-small", loss="mixture", freeze_encoders=True)
+    trainer = Trainer(config, tmp_path)
+    head = trainer.estimator.mixture_head
+    assert head is not None
+    before = [parameter.detach().clone() for parameter in head.parameters()]
+    losses = [trainer.train_step(fixed_batch()) for _ in range(2)]
+    assert losses[1] != losses[0]
+    assert any(not torch.equal(old, new) for old, new in zip(before, head.parameters(), strict=True))
+    output = trainer.estimator.eval()(*fixed_batch()[:2])
+    assert output.expected_error.shape == output.flow[:, 0].shape
+
+
+def test_a_checkpoint_of_another_size_is_refused_with_the_mixture_too():
+    with pytest.raises(ValueError, match="start_from expects a checkpoint of size 'tiny'"):
+        make_estimator(dataclasses.replace(MINI, size="tiny", start_from="deqflow-small", loss="mixture"))
