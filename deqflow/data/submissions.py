@@ -73,10 +73,10 @@ def write_kitti_submission(
         archive: where to, ending in .zip.
         estimate: takes two images (1, 3, H, W), RGB in 0..255, and returns the flow (1, 2, H, W) in pixels.
         year: 2012 or 2015.
-        on_pair: called with the first picture's path once its flow is estimated.
+        on_pair: called with the first image's path once its flow is estimated.
 
     Raises:
-        FileNotFoundError: the test part, or a picture of it, is missing.
+        FileNotFoundError: the test part, or an image of it, is missing.
         ValueError: another year or suffix, or the estimate is no finite flow of the images' size.
     """
     one_of(str(year), ("2012", "2015"), "year")

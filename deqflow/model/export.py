@@ -24,7 +24,7 @@ from deqflow.model.state import STRIDE
 from deqflow.solvers import Picard, Stop
 
 SUFFIXES = (".onnx", ".pt2")
-LARGEST_SIDE = 4096  # what symbolic sizes are told to reach; the volume of all pairs ends long before
+LARGEST_SIDE = 4096  # the upper bound of symbolic sizes; the volume of all pairs is too large long before
 LARGEST_BATCH = 1024
 
 

@@ -27,7 +27,7 @@ class TrainConfig:
         lr, weight_decay, clip: AdamW under a one-cycle schedule with linear ramps; largest gradient norm.
         cycle_momentum: AdamW's first beta falls while the rate rises; the published recipes leave it alone.
         evals: least and greatest number of evaluations; one is drawn each step, so that the model has to
-            settle instead of counting steps.
+            converge instead of counting steps.
         evals_spread: how that number is spread over its range; "log" draws large ones rarely, so that a wide range
             costs little.
         attraction, attraction_strength: what draws the flow back before each evaluation
@@ -51,7 +51,7 @@ class TrainConfig:
         dropout: share of channels of lookup and context that are hidden from the update, one mask a solve.
         jacobian_weight: of the Jacobian penalty at the fixed point in the loss; 0 leaves it out.
         freeze_encoders: train what comes after the encoders alone, which must then come from ``start_from``: a step
-            costs little, and what the solver settles on can be trained for.
+            costs little, and what the solver converges to can be trained for.
         freeze_batch_norm: keep the running statistics of the start (published: in all stages but the first).
         bfloat16: automatic mixed precision; None takes it where the device is fast in it, float32 where the device
             emulates it (:func:`deqflow.model.precision.fast_precision`).

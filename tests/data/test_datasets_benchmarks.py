@@ -350,7 +350,7 @@ def test_files_of_two_sizes_are_told_when_they_are_read(tmp_path, part):
         write_image(folder / part, np.zeros((40, 50, 3), np.uint8))
     dataset = Kitti(folder)
     with pytest.raises(
-        ValueError, match=r"000000_10\.png and its pictures must have one size, got first 128x96, .*50x40"
+        ValueError, match=r"000000_10\.png and its images must have one size, got first 128x96, .*50x40"
     ):
         dataset[0]
     assert dataset[1].valid.any()

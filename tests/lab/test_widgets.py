@@ -354,7 +354,7 @@ def test_two_pictures_of_ones_own(panel):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (picture(40, 72), "Both pictures must have one size, got 64x40 and 72x40"),
+        (picture(40, 72), "Both images must have one size, got 64x40 and 72x40"),
         (b"nonsense", "The image second b.png can't be read"),
     ],
 )

@@ -19,17 +19,17 @@ class Augmentation:
     ``occluded`` where it was, and where its known flow leads out of the crop or into an erased rectangle.
 
     Attributes:
-        crop: height and width of the result, in pixels. A smaller picture is enlarged until the crop fits.
+        crop: height and width of the result, in pixels. A smaller image is enlarged until the crop fits.
         scale: least and greatest zoom, as powers of 2.
         zooms: share of pairs that are zoomed and stretched at all.
         stretch: greatest zoom of one axis beyond the other's, as a power of 2; drawn for each axis.
         stretches: share of zoomed pairs that are stretched.
         flips: share of pairs that are mirrored left to right, and upside down.
         sparse: the truth is known at scattered pixels. They are moved, not interpolated, and the crop may be drawn up
-            to 20 rows above or below and 50 columns beside the picture and is then pushed back in, which favours the
+            to 20 rows above or below and 50 columns beside the image and is then pushed back in, which favours the
             edges; what KITTI and HD1K are trained with.
         jitter: of the colours; none if not given.
-        eraser: of the second picture; none if not given.
+        eraser: of the second image; none if not given.
     """
 
     crop: tuple[int, int]
@@ -100,7 +100,7 @@ def dense_augmentation(
 def sparse_augmentation(
     crop: tuple[int, int], scale: tuple[float, float], flips: tuple[float, float] = (0.5, 0.0)
 ) -> Augmentation:
-    """RAFT's augmentation of KITTI and HD1K: milder colours, alike in both pictures, and no stretch."""
+    """RAFT's augmentation of KITTI and HD1K: milder colours, alike in both images, and no stretch."""
     jitter = Jitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.3 / np.pi, asymmetric=0.0)
     return Augmentation(crop=crop, scale=scale, flips=flips, stretches=0.0, sparse=True, jitter=jitter)
 
@@ -134,7 +134,7 @@ class _Pair:
         return FlowSample(image1, image2, flow, valid, occluded | (valid & leaves_frame(flow)))
 
     def leads_into(self, region: np.ndarray) -> np.ndarray:
-        """Where the known flow leads into a region (H, W) of the second picture."""
+        """Where the known flow leads into a region (H, W) of the second image."""
         if not region.any():
             return np.zeros_like(self.valid)
         height, width = region.shape

@@ -162,7 +162,7 @@ class Sintel(FlowDataset):
 class Kitti(FlowDataset):
     """KITTI's training part of 2012 (Geiger et al., 194 pairs) or 2015 (Menze and Geiger, 200), sparse truth.
 
-    The pictures are in ``training/image_2`` (2015) or ``training/colored_0`` (2012), the flow of all pixels in
+    The images are in ``training/image_2`` (2015) or ``training/colored_0`` (2012), the flow of all pixels in
     ``training/flow_occ``. Where ``training/flow_noc`` is too, ``occluded`` is what only the former knows: nearly all
     of it has left the frame.
 
@@ -196,13 +196,13 @@ class Kitti(FlowDataset):
 
     def _occluded(self, path: Path, valid: Tensor) -> Tensor:
         visible = read_flow(path)[1]
-        return valid & ~visible if visible.shape == valid.shape else visible  # another size is told by the caller
+        return valid & ~visible if visible.shape == valid.shape else visible  # another size is reported by the caller
 
 
 class HD1K(FlowDataset):
     """HD1K (Kondermann et al. 2016): 36 sequences of street scenes of 2560 x 1080, sparse truth.
 
-    Each picture with flow makes a pair with the next of its sequence; the last of a sequence makes none.
+    Each image with flow makes a pair with the next of its sequence; the last of a sequence makes none.
 
     Args:
         root: the folder that holds ``hd1k_input`` and ``hd1k_flow_gt``.
@@ -220,7 +220,7 @@ class HD1K(FlowDataset):
         after = {first.name: second for first, second in pairwise(frames) if sequence(first) == sequence(second)}
         last = {path.name for path in frames} - after.keys()
         super().__init__(
-            # A picture that isn't there has no next one: itself in its place, and it is told as missing.
+            # An image that isn't there has no next one: itself in its place, and it is reported as missing.
             PairFiles(image1=(first := frames[0].parent / flow.name), image2=after.get(flow.name, first), flow=flow)
             for flow in flows
             if flow.name not in last
@@ -235,7 +235,7 @@ def sequence(path: Path) -> str:
 class Spring(FlowDataset):
     """Spring's training part (Mehl et al. 2023): 37 scenes of 1920 x 1080, left and right camera.
 
-    The truth has four vectors a pixel, in pixels of the pictures; the upper left one is taken, as the authors' own
+    The truth has four vectors a pixel, in pixels of the images; the upper left one is taken, as the authors' own
     loader does. Where it is known to be occluded is not part of the set's flow files, so ``occluded`` is what
     leaves the frame. Reading needs h5py: ``pip install 'deqflow[data]'``.
 

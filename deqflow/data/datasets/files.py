@@ -24,9 +24,9 @@ class PairFiles:
     """Where the parts of a sample lie.
 
     Attributes:
-        image1, image2: two pictures.
+        image1, image2: two images.
         flow: from the first to the second.
-        occlusion: what tells where the first picture is occluded, if anything does.
+        occlusion: what tells where the first image is occluded, if anything does.
     """
 
     image1: Path
@@ -84,15 +84,15 @@ class FlowDataset(torch.utils.data.Dataset[FlowSample]):
         sizes = {name: f"{part.shape[-1]}x{part.shape[-2]}" for name, part in parts.items()}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            raise ValueError(f"{files.flow} and its pictures must have one size, got {told}: copy the set again.")
+            raise ValueError(f"{files.flow} and its images must have one size, got {told}: copy the set again.")
         return FlowSample(image1, image2, flow, valid, occluded | (valid & leaves_frame(flow)))
 
     def _flow(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Read the truth at the pictures' size: flow (2, H, W), valid (H, W). Spring's is larger."""
+        """Read the truth at the images' size: flow (2, H, W), valid (H, W). Spring's is larger."""
         return read_flow(path)
 
     def _occluded(self, path: Path, valid: Tensor) -> Tensor:
-        """Read where the first picture is occluded: a mask, white where it is. KITTI tells it otherwise."""
+        """Read where the first image is occluded: a mask, white where it is. KITTI tells it otherwise."""
         return read_image(path)[0, 0] >= 128
 
 

@@ -1,4 +1,4 @@
-"""What RAFT's augmentation does to colours: jitter, and rectangles erased from the second picture."""
+"""What RAFT's augmentation does to colours: jitter, and rectangles erased from the second image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Jitter:
     Attributes:
         brightness, contrast, saturation: greatest change of each factor, which is drawn from 1 - x to 1 + x.
         hue: greatest turn of the colour circle, in turns.
-        asymmetric: share of pairs whose two pictures change each on its own; all others change alike.
+        asymmetric: share of pairs whose two images change each on its own; all others change alike.
     """
 
     brightness: float = 0.4
@@ -31,15 +31,15 @@ class Jitter:
     def __call__(
         self, image1: np.ndarray, image2: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Change two pictures (H, W, 3), float32 RGB in 0..255."""
+        """Change two images (H, W, 3), float32 RGB in 0..255."""
         if rng.random() < self.asymmetric:
             return self.change(image1, rng), self.change(image2, rng)
-        # One picture under the other: they also share the mean grey that contrast is measured from.
+        # One image under the other: they also share the mean grey that contrast is measured from.
         both = self.change(np.concatenate([image1, image2]), rng)
         return both[: len(image1)], both[len(image1) :]
 
     def change(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Change one picture (H, W, 3), float32 RGB in 0..255."""
+        """Change one image (H, W, 3), float32 RGB in 0..255."""
         strengths = np.array([self.brightness, self.contrast, self.saturation])
         bright, contrast, saturation = (float(factor) for factor in 1 + rng.uniform(-1, 1, 3) * strengths)
         turn = float(rng.uniform(-self.hue, self.hue))
@@ -56,12 +56,12 @@ class Jitter:
 
 @dataclass(frozen=True, kw_only=True)
 class Eraser:
-    """Rectangles of the second picture filled with its mean colour, so that what was there is hidden.
+    """Rectangles of the second image filled with its mean colour, so that what was there is hidden.
 
     Attributes:
         share: of the pairs that are changed.
         rectangles: least and greatest number.
-        sides: least and greatest length of a side, in pixels; what reaches beyond the picture is cut off.
+        sides: least and greatest length of a side, in pixels; what reaches beyond the image is cut off.
     """
 
     share: float = 0.5
@@ -73,7 +73,7 @@ class Eraser:
             raise ValueError(f"Eraser expects rectangles and sides as (least, greatest), above 0, got {self}.")
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The picture (H, W, 3) with rectangles, and where they are (H, W)."""
+        """The image (H, W, 3) with rectangles, and where they are (H, W)."""
         erased = np.zeros(image.shape[:2], bool)
         if rng.random() < self.share:
             for _ in range(rng.integers(self.rectangles[0], self.rectangles[1], endpoint=True)):
@@ -85,7 +85,7 @@ class Eraser:
 
 
 def turn_hue(image: np.ndarray, turns: float) -> np.ndarray:
-    """Turn the colour circle of a picture (H, W, 3), float32 RGB."""
+    """Turn the colour circle of an image (H, W, 3), float32 RGB."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue in degrees
     hsv[..., 0] = (hsv[..., 0] + 360 * turns) % 360
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)

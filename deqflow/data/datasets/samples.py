@@ -29,7 +29,7 @@ class FlowSample(NamedTuple):
 
 
 def own_pair(path1: str | Path, path2: str | Path) -> FlowSample:
-    """Read a pair of pictures of one's own: nothing is known of its flow, so ``valid`` is false everywhere.
+    """Read a pair of images of one's own: nothing is known of its flow, so ``valid`` is false everywhere.
 
     Raises:
         FileNotFoundError, ValueError: as for :func:`deqflow.data.flow_files.read_image`; or the sizes differ.
@@ -37,7 +37,7 @@ def own_pair(path1: str | Path, path2: str | Path) -> FlowSample:
     image1, image2 = read_image(path1)[0], read_image(path2)[0]
     if image1.shape != image2.shape:
         sizes = " and ".join(f"{image.shape[2]}x{image.shape[1]}" for image in (image1, image2))
-        raise ValueError(f"Both pictures must have one size, got {sizes} (width x height): crop or resize one.")
+        raise ValueError(f"Both images must have one size, got {sizes} (width x height): crop or resize one.")
     nowhere = torch.zeros(image1.shape[-2:], dtype=torch.bool)
     return FlowSample(image1, image2, torch.zeros(2, *nowhere.shape), nowhere, nowhere)
 

@@ -1,6 +1,6 @@
 """Procedural pairs and videos with exact flow and occlusion, in the manner of FlyingChairs and AutoFlow.
 
-A scene is a stack of layers, the first of which fills the picture. Each layer has a texture (a photograph or
+A scene is a stack of layers, the first of which fills the image. Each layer has a texture (a photograph or
 noise), a shape, and a motion. All frames are drawn from the layers directly, so the flow is known exactly: at a
 pixel of a frame it is the motion of the topmost layer. A scene is a function of its seed and index alone, whichever
 process makes it.

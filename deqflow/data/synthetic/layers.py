@@ -27,7 +27,7 @@ class Layer:
     Attributes:
         texture: (H, W, 3) uint8.
         to_texture: frame 1 -> texture.
-        shape: opacity 0..255 on the canvas; None fills the picture.
+        shape: opacity 0..255 on the canvas; None fills the image.
         motion: frame 1 -> frame 2, a homography, after the bending of ``waves``.
         waves: smooth bending, or None.
         colours: of the texture, as :class:`~deqflow.data.synthetic.textures.Texture` has it.

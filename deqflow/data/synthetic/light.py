@@ -26,7 +26,7 @@ def change_light(
 def expose(
     frame: np.ndarray, exposure: np.ndarray, tint: np.ndarray, *, noise: float, blur: bool, rng: np.random.Generator
 ) -> np.ndarray:
-    """Take a picture of a frame, (H, W, 3) float32 in 0..255.
+    """Take an image of a frame, (H, W, 3) float32 in 0..255.
 
     Args:
         frame: what is there, (H, W, 3) float32 in 0..255.

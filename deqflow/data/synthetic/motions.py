@@ -198,7 +198,7 @@ def random_waves(scale: float, height: int, width: int, rng: np.random.Generator
 
 
 def random_disparity(centre: np.ndarray, disparity: float, rng: np.random.Generator) -> np.ndarray:
-    """The motion of a slanted plane between rectified stereo pictures: along the rows, by its disparity. 3x3.
+    """The motion of a slanted plane between rectified stereo images: along the rows, by its disparity. 3x3.
 
     Args:
         centre: (2,), in pixels.

@@ -207,7 +207,7 @@ def out_of_sight(ends: np.ndarray, ids1: np.ndarray, ids2: np.ndarray) -> tuple[
 
 
 def out_of_frame(flow: Tensor) -> Tensor:
-    """Where a flow leads out of the picture: (..., 2, H, W) in pixels -> (..., H, W) booleans.
+    """Where a flow leads out of the image: (..., 2, H, W) in pixels -> (..., H, W) booleans.
 
     What is occluded in a pair and not out of frame is hidden behind something.
 

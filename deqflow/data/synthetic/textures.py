@@ -40,7 +40,7 @@ _LONGEST_SIDE = 800
 
 
 class Texture(NamedTuple):
-    """A picture, where it is taken from, and how its colours are changed.
+    """An image, where it is taken from, and how its colours are changed.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.

@@ -43,7 +43,7 @@ class VideoFrame(NamedTuple):
 class SyntheticVideo(torch.utils.data.Dataset[VideoFrame]):
     """A procedural video, whose frames are made on demand, in any order, in constant memory.
 
-    Layers swing smoothly, so that they stay in the picture however long the video is. A frame is a function of the
+    Layers swing smoothly, so that they stay in the image however long the video is. A frame is a function of the
     seed, its index, the cuts and the configuration.
 
     Args:
@@ -134,7 +134,7 @@ class _Track:
         direction = rng.uniform(0, 2 * np.pi)
         pace = speed * np.sqrt(2) * np.abs([np.cos(direction), np.sin(direction)])  # amplitude * rate
         rates = 2 * np.pi / rng.uniform(40, 120, 6)
-        # What is fast turns back sooner, so that it stays in the picture.
+        # What is fast turns back sooner, so that it stays in the image.
         rates[:2] = np.maximum(rates[:2], pace / (0.35 * size))
         swings = rng.normal(0, [0.2, 0.12]) * scale
         tilts = np.clip(rng.normal(0, 0.2, 2) * scale, -0.3, 0.3) / size * chance(config.projective, rng)
@@ -179,7 +179,7 @@ class _Scene:
         self.drift = 2 * np.pi / rng.uniform(30, 90)
 
     def frame(self, time: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The picture, (H, W, 3) float32 in 0..255, and the topmost layer of each pixel, (H, W)."""
+        """The image, (H, W, 3) float32 in 0..255, and the topmost layer of each pixel, (H, W)."""
         poses = self._poses(time)
         streaks = self._streaks(time) if self.exposure else [None] * len(poses)
         picture, ids = render_poses(self.layers, poses, streaks, self.config)

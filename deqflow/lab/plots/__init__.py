@@ -1,4 +1,4 @@
-"""Pictures: matplotlib for images, flow and errors; plotly for curves and paths to look into.
+"""Images: matplotlib for images, flow and errors; plotly for curves and paths to look into.
 
 Each function returns a figure, which a notebook shows when it ends a cell.
 """

@@ -1,4 +1,4 @@
-"""Pictures of images, flow, errors and features, in matplotlib."""
+"""Images of images, flow, errors and features, in matplotlib."""
 
 from collections.abc import Mapping
 
@@ -19,12 +19,12 @@ PANEL = 4.2  # width of a panel, in inches
 def images(
     pictures: Mapping[str, Tensor], *, columns: int = 2, marks: Mapping[str, tuple[float, float]] | None = None
 ) -> Figure:
-    """Pictures with titles, each (3, H, W) in 0..255, or (H, W) in its own range of colours.
+    """Images with titles, each (3, H, W) in 0..255, or (H, W) in its own range of colours.
 
     Args:
-        pictures: by title.
+        images: by title.
         columns: panels in a row.
-        marks: a point (x, y) in pixels of the picture with that title, to be marked in it.
+        marks: a point (x, y) in pixels of the image with that title, to be marked in it.
     """
     figure, axes = _panels(pictures, columns)
     for axis, (title, picture) in zip(axes, pictures.items(), strict=False):
@@ -103,7 +103,7 @@ def features(maps: Mapping[str, Tensor]) -> Figure:
 
 
 def _panels(pictures: Mapping[str, Tensor], columns: int) -> tuple[Figure, list[Axes]]:
-    """A grid with a titled panel for each picture, all of the first one's proportions."""
+    """A grid with a titled panel for each image, all of the first one's proportions."""
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = next(iter(pictures.values())).shape[-2:]

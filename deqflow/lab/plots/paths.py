@@ -1,4 +1,4 @@
-"""The way of a solve, in plotly: states as paths in space, and maps of the picture with a slider over evaluations."""
+"""The way of a solve, in plotly: states as paths in space, and maps of the image with a slider over evaluations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 def trajectories(
     spaces: Mapping[str, Projection], paths: Sequence[Trajectory], *, units: Mapping[str, str], title: str = ""
 ) -> go.Figure:
-    """Paths of solves along their principal components, a 3-D picture for each space, side by side.
+    """Paths of solves along their principal components, a 3-D image for each space, side by side.
 
     Colour is the start, the dash of the line the solver; each path begins with a square, its first f(z), and ends
     in a diamond. A click in the legend hides a path in all spaces.
@@ -82,7 +82,7 @@ def film(
 ) -> go.Figure:
     """The flow and maps of the same pixels, evaluation by evaluation or frame by frame, under a slider.
 
-    The slider needs no kernel and no animation frames: each of its steps carries its pictures.
+    The slider needs no kernel and no animation frames: each of its steps carries its images.
 
     Args:
         numbers: T numbers of evaluations.
@@ -97,11 +97,11 @@ def film(
         caption: the word before a number in the title of the flow.
 
     Raises:
-        ValueError: the flow or a map does not have a picture for each number.
+        ValueError: the flow or a map does not have an image for each number.
     """
     lengths = {name: len(values) for name, values in {"flow": flow, **maps}.items()}
     if set(lengths.values()) != {len(numbers)}:
-        raise ValueError(f"film expects a picture for each of {len(numbers)} evaluations, got {lengths}.")
+        raise ValueError(f"film expects an image for each of {len(numbers)} evaluations, got {lengths}.")
     if largest is None:
         largest = max(float(np.percentile(torch.linalg.vector_norm(flow, dim=1).cpu().numpy(), 99)), 0.5)
     rows = [[png_address(flow_to_rgb(field, largest=largest)) for field in flow]]
@@ -151,7 +151,7 @@ def log_colors(values: Tensor, scale: tuple[float, float]) -> np.ndarray:
 
 
 def _bar(scale: tuple[float, float], unit: str) -> dict[str, Any]:
-    """A point that nobody sees, with the colour bar that pictures made beforehand can't bring themselves."""
+    """A point that nobody sees, with the colour bar that images made beforehand can't bring themselves."""
     low, high = (math.log10(end) for end in scale)
     decades = range(math.ceil(low), math.floor(high) + 1)
     bar = {"title": unit, "tickvals": list(decades), "ticktext": [f"{10.0**n:g}" for n in decades], "thickness": 14}

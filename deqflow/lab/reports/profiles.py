@@ -52,7 +52,7 @@ def parameters_of(
 ) -> Parameters:
     """Return the parameters to run each notebook with, where they differ from its parameters cell.
 
-    A notebook that has a parameter ``wait`` is told to wait for its panels, so that their stills show the end.
+    A notebook that has a parameter ``wait`` waits for its panels, so that their stills show the end.
 
     Args:
         notebooks: their paths; those of one folder have their profiles in ``profiles/NAME.yaml`` beside them.

@@ -31,7 +31,7 @@ class SolverPlayground(StillPanel):
     """A live panel: every change runs the solver again, in the background, and shows what came out.
 
     Args:
-        pairs: by name; the user may add two pictures.
+        pairs: by name; the user may add two images.
         models: by name, equilibrium or recurrent.
         settings: of the first run; the first pair and model if not given.
         pinned: runs to make and pin at once, in place of a first run: what the panel's still shows.
@@ -181,7 +181,7 @@ class SolverPlayground(StillPanel):
             self.complain(str(error) if isinstance(error, ValueError | TypeError) else f"The run failed: {error!r}.")
 
     def _take_uploads(self) -> None:
-        """Go over to the uploaded pictures."""
+        """Go over to the uploaded images."""
         self.bench.pairs.pop(OWN, None)
         self._scales = {key: value for key, value in self._scales.items() if key[0] != OWN}
         if self.controls.pair.value == OWN:

@@ -130,7 +130,7 @@ class SolverBench:
             on_eval: told the number and the residual in pixels of each evaluation.
 
         Raises:
-            ValueError: a pair or model is not known, the pictures are too small, or there is no such start.
+            ValueError: a pair or model is not known, the images are too small, or there is no such start.
         """
         require("pair", settings.pair, self.pairs)
         require("model", settings.model, self.models)

@@ -17,7 +17,7 @@ def all_pairs(features1: Tensor, features2: Tensor) -> Tensor:
         features1, features2: (B, C, h, w).
 
     Returns:
-        (B, h w, h, w): for each pixel of the first map, a picture of the second.
+        (B, h w, h, w): for each pixel of the first map, an image of the second.
     """
     batch, channels, height, width = features1.shape
     volume = (features1.flatten(2).mT / channels**0.5) @ features2.flatten(2)
@@ -40,7 +40,7 @@ class CorrelationPyramid:
 
     Attributes:
         gathers: fetch whole pixels and interpolate (:func:`window`), which is fast on a CPU. Elsewhere what counts is
-            the number of operations, and :func:`sample_windows` has a tenth of them. It wants pictures and places of
+            the number of operations, and :func:`sample_windows` has a tenth of them. It wants images and places of
             one precision, and half of it would lose the places' fractions.
     """
 
@@ -87,7 +87,7 @@ class CorrelationPyramid:
         part = object.__new__(CorrelationPyramid)
         part.radius, part.gathers, part._grid = self.radius, self.gathers, self._grid
         part.volumes, part._rows = self.volumes, rows if self._rows is None else self._rows[rows]
-        if not self.gathers:  # grid_sample takes whole pictures: one copy now, or one in each lookup
+        if not self.gathers:  # grid_sample takes whole images: one copy now, or one in each lookup
             part.volumes, part._rows = [volume[rows] for volume in self.volumes], None
         return part
 
@@ -96,7 +96,7 @@ class WindowGrid:
     """Turns a flow into the places that F.grid_sample is to look at, of all scales at once; constants made once a pair.
 
     Places are normalised as for ``align_corners=False``, (2 x + 1) / W - 1, which knows no size too small and keeps
-    clear of cuDNN, whose sampler refuses 65,536 pictures and more.
+    clear of cuDNN, whose sampler refuses 65,536 images and more.
 
     Args:
         volumes: of the L scales, (B, h w, H, W) each.
@@ -123,7 +123,7 @@ class WindowGrid:
         """Flow (B, 2, h, w) in pixels -> normalised places (L, B, h w, S, S, 2), and centres (L, B, h w, 2) in pixels.
 
         As in :func:`~deqflow.model.correlation.windows.windows_around`, a centre far away is moved to where its window
-        just misses the picture, and one that is not a number stays so.
+        just misses the image, and one that is not a number stays so.
         """
         flow = flow.flatten(2).mT.to(self._pixels.dtype)  # (B, h w, 2)
         centres = torch.addcmul(self._pixels, flow, self._scale).clamp(self._lowest, self._highest)
@@ -139,7 +139,7 @@ def sample_windows(volumes: Sequence[Tensor], flow: Tensor, grid: WindowGrid) ->
         grid: of these volumes.
 
     Returns:
-        (B, L (2 r + 1)^2, h, w), x-major, zero outside the pictures. Has first derivatives only.
+        (B, L (2 r + 1)^2, h, w), x-major, zero outside the images. Has first derivatives only.
     """
     batch, _, height, width = flow.shape
     places, centres = grid(flow)
@@ -158,16 +158,16 @@ def sample_windows(volumes: Sequence[Tensor], flow: Tensor, grid: WindowGrid) ->
 
 
 def window(volume: Tensor, x: Tensor, y: Tensor, radius: int, rows: Tensor | None = None) -> Tensor:
-    """Bilinear samples on a (2 r + 1)^2 window around a point of each picture.
+    """Bilinear samples on a (2 r + 1)^2 window around a point of each image.
 
     Args:
-        volume: (B, N, H, W), N pictures a sample.
-        x, y: (B, N), the centres, in pixels of the pictures.
+        volume: (B, N, H, W), N images a sample.
+        x, y: (B, N), the centres, in pixels of the images.
         radius: of the window.
         rows: if given, of which samples of the volume the b rows of ``x`` and ``y`` are, (b,) integers.
 
     Returns:
-        (B, N, (2 r + 1)^2), x-major, zero outside the pictures.
+        (B, N, (2 r + 1)^2), x-major, zero outside the images.
     """
     height, width = volume.shape[-2:]
     windows = windows_around(x, y, radius, (height, width))
@@ -181,7 +181,7 @@ def window(volume: Tensor, x: Tensor, y: Tensor, radius: int, rows: Tensor | Non
 
 
 def _fetch(pictures: Tensor, index: Tensor, rows: Tensor | None) -> Tensor:
-    """Entries of flat pictures (B, N, H W) at (b, N, k) indices."""
+    """Entries of flat images (B, N, H W) at (b, N, k) indices."""
     if rows is None:
         return _Gather.apply(pictures, index)
     count, size = pictures.shape[1:]

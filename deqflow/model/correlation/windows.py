@@ -8,13 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of (2 r + 2)^2 whole pixels around points of a picture, and where in the middle the points lie.
+    """Windows of (2 r + 2)^2 whole pixels around points of an image, and where in the middle the points lie.
 
     All samples of a window share one fractional offset, so whole pixels are fetched once and interpolated. There is
-    no division by the picture's size, so none is too small.
+    no division by the image's size, so none is too small.
 
     Attributes:
-        left, top: the first column and row of each window, any shape, integers, perhaps outside the picture.
+        left, top: the first column and row of each window, any shape, integers, perhaps outside the image.
         across, down: the points' fractional offsets, of the same shape, with a graph to their positions.
         radius: of the windows.
     """
@@ -38,9 +38,9 @@ class Windows:
 
 
 def windows_around(x: Tensor, y: Tensor, radius: int, size: tuple[int, int]) -> Windows:
-    """Place windows around points (x, y), any shape, in pixels of a picture of ``size`` (height, width).
+    """Place windows around points (x, y), any shape, in pixels of an image of ``size`` (height, width).
 
-    A point far away sees zeros wherever exactly it is: it is moved to where its window just misses the picture, so
+    A point far away sees zeros wherever exactly it is: it is moved to where its window just misses the image, so
     that its index stays inside the integers' range. A coordinate that is not a number stays one in the offsets, and
     so in the result.
     """
