@@ -5,7 +5,7 @@ ENV := .venv/bin/python
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONWARNINGS ?= ignore::DeprecationWarning:zmq
 
-.PHONY: reports site test claims bench tables lab clean
+.PHONY: reports site test claims bench tables address lab clean
 
 # All notebooks in minutes; PROFILE=full makes the figures to quote, in hours (notebooks/profiles); NB=05 runs that one alone.
 reports: .venv/installed
@@ -40,6 +40,10 @@ bench: .venv/installed
 # The tables of README.md and docs/measured.md, from the results files in reports/published.
 tables: .venv/installed
 	$(ENV) reports/fill_tables.py
+
+# The repository's address, in badges and in the notebooks' first cells: make address REPOSITORY=https://github.com/you/deqflow
+address: .venv/installed
+	$(ENV) reports/address.py $(REPOSITORY)
 
 lab: .venv/installed
 	$(ENV) -m jupyterlab notebooks

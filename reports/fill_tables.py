@@ -156,6 +156,23 @@ def _within(figures: Results) -> str:
     return " / ".join(f"{100 * share:.0f}" for share in figures["within"].values()) + " %"
 
 
+def in_short(results: Results) -> str:
+    """Accuracy and speed of the first model beside DIS, in a sentence."""
+    name, model = next(iter(results["models"].items()))
+    pairs = [
+        (methods[name]["stopped"], methods["DIS"])
+        for methods in (figures["methods"] for figures in results["sets"].values())
+        if methods["DIS"]["error_px"] is not None
+    ]
+    smaller = sum(ours["error_px"] < dis["error_px"] for ours, dis in pairs)
+    error, time = (float(np.exp(np.mean([np.log(a[k] / b[k]) for a, b in pairs]))) for k in ("error_px", "ms"))
+    return (
+        f"`{name}` ({model['parameters'] / 1e6:.1f} M parameters) beside DIS, a fast classical method, on {len(pairs)} "
+        f"sets: a smaller error on {smaller} of them, {error:.2f} times the error in the mean, at {time:.0f} times the "
+        f"time on a {results['config']['device'].upper()}."
+    )
+
+
 def confidence(results: Results) -> str:
     """Calibration and sparsification of the confidence on each set, beside the forward-backward error alone."""
     rows = []
@@ -220,6 +237,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "bench": _of("bench", bench),
     "bench-gpu": _of("bench-gpu", bench),
     "attraction": _of("attraction", attraction),
+    "in-short": _of("accuracy", in_short),
     "accuracy": _of("accuracy", accuracy),
     "accuracy-by-evaluations": _of("accuracy", accuracy_by_evaluations),
     "accuracy-within": _of("accuracy", accuracy_within),

@@ -77,6 +77,23 @@ def test_the_accuracy_table_has_a_row_a_set_and_columns_for_each_model():
     assert row == "| kitti | 3 | 9.00 | 2.35 | 1.50 | 1.00 | 1.12 after 18 | 1.50 | 1.00 |"
 
 
+def test_accuracy_and_speed_beside_dis_are_said_in_a_sentence():
+    def methods(error: float | None, dis: float | None, ms: float) -> dict:
+        stopped = {"error_px": error, "ms": ms}
+        return {"methods": {"DIS": {"error_px": dis, "ms": 10.0}, "deq": {"stopped": stopped}}}
+
+    results = {
+        "config": {"device": "cpu"},
+        "models": {"deq": {"parameters": 1_078_000}},
+        "sets": {"a": methods(1.0, 2.0, 100.0), "b": methods(4.0, 2.0, 1000.0), "no truth": methods(None, None, 1.0)},
+    }
+    text = tables.in_short(results)
+    assert text.startswith(
+        "`deq` (1.1 M parameters) beside DIS, a fast classical method, on 2 sets: a smaller error on 1"
+    )
+    assert text.endswith("of them, 1.00 times the error in the mean, at 32 times the time on a CPU.")
+
+
 def test_the_table_by_evaluations_has_a_row_a_set_and_model():
     at = {"1": {"error_px": 1.5, "ms": 10.0}, "4": {"error_px": 1.25, "ms": 22.0}, "101": {"error_px": 1, "ms": 510.0}}
     methods = {"DIS": {"error_px": 2.345, "ms": 7.6}, "deq": {"at": at}}
