@@ -14,6 +14,7 @@ from safetensors.torch import save as to_bytes
 
 from deqflow.model.build import build
 from deqflow.model.estimator import FlowEstimator
+from deqflow.model.hub import PUBLISHED, fetched
 from deqflow.model.published import from_published
 from deqflow.model.sizes import SIZES, EstimatorConfig
 from deqflow.model.tensor_files import CheckpointError, is_safetensors, plain_names, read_tensors, safetensors_metadata
@@ -102,20 +103,22 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def load(name_or_path: str | Path) -> FlowEstimator:
-    """Load a shipped model by name, or any checkpoint by path, ready for evaluation on the CPU.
+    """Load a shipped or a published model by name, or any checkpoint by path, ready for evaluation on the CPU.
 
     Args:
-        name_or_path: the name of a shipped model, or the path of a checkpoint that deqflow wrote, or of one that
-            :func:`load_published` knows.
+        name_or_path: the name of a shipped model, or of published weights (:mod:`deqflow.model.hub`: "raft-large",
+            "raft-small", "sea-raft-s", "sea-raft-m"), which are downloaded on first use; or the path of a checkpoint
+            that deqflow wrote, or of one that :func:`load_published` knows.
 
     Raises:
-        FileNotFoundError: neither a known name nor a file.
-        CheckpointError: the file is damaged, does not fit its own configuration, or fits no known model.
+        FileNotFoundError: neither a known name nor a file, or there is no network.
+        CheckpointError: the file or the download is damaged, does not fit its own configuration, or fits no model.
     """
-    path = _locate(name_or_path)
+    path = _locate(name_or_path, fetch=True)
     if not path.is_file():
         raise FileNotFoundError(
-            f"No model {str(name_or_path)!r}: expected one of {', '.join(SHIPPED)}, or the path of a checkpoint."
+            f"No model {str(name_or_path)!r}: expected one of {', '.join(SHIPPED)}, or the path of a checkpoint, or "
+            f"published weights, one of {', '.join(PUBLISHED)}."
         )
     if is_safetensors(path):
         safetensors_metadata(path)  # raises where the file is damaged
@@ -165,7 +168,9 @@ def _load_ours(path: Path) -> FlowEstimator:
     return estimator.eval()
 
 
-def _locate(name_or_path: str | Path) -> Path:
+def _locate(name_or_path: str | Path, *, fetch: bool = False) -> Path:
+    if fetch and str(name_or_path) in PUBLISHED and not Path(name_or_path).is_file():
+        return fetched(str(name_or_path))
     if str(name_or_path) in SHIPPED:
         return Path(str(resources.files("deqflow") / "weights" / f"{name_or_path}.safetensors"))
     return Path(name_or_path)

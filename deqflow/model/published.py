@@ -130,7 +130,7 @@ def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if gate:
             gates.setdefault(_rename(name), {})[gate[1] or gate[4]] = tensor
         elif not _unread(name, tensors):
-            ours[_rename(name)] = _as_convolution(name, tensor)
+            ours[_rename(_of_the_shortcut(name, tensors) or name)] = _as_convolution(name, tensor)
     for target, parts in gates.items():
         ours[target] = torch.cat([parts[g] for g in _GATES if g in parts])
     return ours
@@ -144,14 +144,19 @@ def _as_convolution(name: str, tensor: Tensor) -> Tensor:
 
 def _unread(name: str, tensors: dict[str, Tensor]) -> bool:
     """What no model reads: tables of positions (attention is on content alone), and a module that is listed twice."""
-    if re.match(r"attn?\.pos_emb\.", name):
-        return True
+    return bool(re.match(r"attn?\.pos_emb\.", name)) or _of_the_shortcut(name, tensors) in tensors
+
+
+def _of_the_shortcut(name: str, tensors: dict[str, Tensor]) -> str | None:
+    """The other name of a shortcut's normalisation, which programs list as the block's last one too; else None.
+
+    A safetensors file has such a module once, and it may be under either name.
+    """
     norm = re.match(r"([fc]net\.layer\d\.\d\.)(norm|bn)(\d)\.", name)
-    if not norm:
-        return False
-    # The normalisation after a block's last one is its shortcut's, under a second name.
+    if not norm or f"{norm[1]}downsample.0.weight" not in tensors:
+        return None
     last = "4" if f"{norm[1]}conv3.weight" in tensors else "3"
-    return norm[3] == last and name.replace(f".{norm[2]}{last}.", ".downsample.1.") in tensors
+    return name.replace(f".{norm[2]}{last}.", ".downsample.1.") if norm[3] == last else None
 
 
 def _rename(name: str) -> str:

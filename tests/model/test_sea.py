@@ -57,6 +57,19 @@ def test_the_published_program_gives_the_same_flow_and_mixture(tmp_path, publish
         assert int(estimator(*frames).solve.evals) == 4
 
 
+@pytest.mark.parametrize("kept", ["bn3", "downsample.1"])
+def test_a_file_that_has_shared_modules_once_is_read_under_either_name(kept):
+    tensors, expected = seaweights(), from_published(seaweights()).state_dict()
+    other = {"bn3": "downsample.1", "downsample.1": "bn3"}[kept]
+    once = {}
+    for name in tensors:
+        if f".{other}." not in name:
+            once[name] = tensors[name.replace(".bn3.", ".downsample.1.")]  # the one that is loaded last
+    found = from_published(once).state_dict()
+    assert len(once) < len(tensors)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
 @pytest.mark.parametrize("change", ["missing", "more", "shape"])
 def test_it_is_loaded_strictly(change):
     tensors, name = seaweights(), "update_block.refine.1.pwconv2.weight"

@@ -13,6 +13,7 @@ from reference.weights_from_names import published_state_dict
 import deqflow
 from deqflow.evidence.provenance import provenance
 from deqflow.evidence.results import published, save_results
+from deqflow.model.checkpoints import SHIPPED
 from deqflow.model.published import from_published
 from deqflow.solvers import Picard, Stop
 
@@ -25,6 +26,7 @@ SOURCES = {
     "deqflow2": "DEQ-Flow's repository, TorchDEQ's model zoo",
     "raft": "RAFT's repository",
     "gma": "GMA's repository",
+    "searaft": "SEA-RAFT's repository, BSD-3",
     "torchvision": "torchvision, BSD-3",
 }
 # Sizes whose lists are not here: same names, other shapes.
@@ -36,7 +38,8 @@ def largest_difference(estimator: deqflow.FlowEstimator, program: str) -> float 
     path = HERE / f"{program}.npz"
     if not path.exists():
         return None
-    with np.load(HERE / "raft_basic.npz") as frames, np.load(path) as file:
+    with np.load(HERE / "raft_basic.npz") as shared, np.load(path) as file:
+        frames = file if "frame1" in file else shared
         images = [torch.from_numpy(frames[name]).permute(2, 0, 1)[None].float() for name in ("frame1", "frame2")]
         expected = torch.from_numpy(file["up_12"])
     with torch.no_grad():
@@ -74,8 +77,8 @@ def main() -> None:
         rows.append(
             row(estimator, f"DEQ-Flow version 2, {size}{gma}", SOURCES["deqflow2"] if update else SIZES_ALONE, None)
         )
-    rows.append(row(deqflow.load("deqflow-small"), "deqflow-small", "this package, trained here", None))
-    rows[-1]["checked"] = "ours"
+    for name in SHIPPED:
+        rows.append(row(deqflow.load(name), name, "this package, trained here", None) | {"checked": "ours"})
     save_results({"rows": rows, "provenance": provenance(HERE)}, published("estimators"))
     print(f"Wrote {published('estimators')}.")
 
