@@ -15,6 +15,9 @@ from deqflow.model.state import STRIDE, FlowState
 from deqflow.solvers import SolverResult, Status, rms
 
 
+COLOURED = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # suffixes of images of a flow
+
+
 def movement_map(moved: Tensor, padding: Padding, stride: int) -> Tensor:
     """The length of a change of the coarse flow, (B, 2, h, w), at each pixel of the images, (B, H, W), in pixels."""
     length = stride * torch.linalg.vector_norm(moved, dim=1, keepdim=True)
@@ -105,7 +108,10 @@ class FlowOutput:
         return Image.fromarray(flow_to_rgb(self.flow[0].detach().float().cpu()))
 
     def save(self, path: str | Path) -> Path:
-        """Write the flow of one pair to a file whose suffix names the format (:func:`deqflow.write_flow`).
+        """Write the flow of one pair to a file, as ``python -m deqflow flow`` does: the suffix names the format.
+
+        Numbers go into .flo, .pfm, .flo5, .npy and .npz (:func:`deqflow.write_flow`, which writes KITTI's 16-bit .png
+        too), colours into .png, .jpg and other images, as :meth:`show` shows them.
 
         Raises:
             ValueError: the output holds several pairs, or the suffix is not known.
@@ -114,6 +120,9 @@ class FlowOutput:
             raise ValueError(
                 f"save expects the output of one pair, got {len(self.flow)}: call deqflow.write_flow for each."
             )
-        from deqflow import write_flow  # the package's own name: the model itself knows no file formats
+        from deqflow import flow_to_rgb, write_flow, write_image  # the model itself knows no file formats
 
-        return write_flow(path, self.flow[0].detach().float().cpu())
+        flow, suffix = self.flow[0].detach().float().cpu(), Path(path).suffix.lower()
+        if suffix in COLOURED:
+            return write_image(path, flow_to_rgb(flow))
+        return write_flow(path, flow)

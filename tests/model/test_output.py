@@ -148,6 +148,8 @@ def test_an_output_becomes_an_array_a_picture_and_a_file(tmp_path, estimator, pi
     for suffix in (".flo", ".pfm"):
         path = output.save(tmp_path / f"flow{suffix}")
         assert torch.equal(deqflow.read_flow(path)[0], expected[0])
+    path = output.save(tmp_path / "flow.png")
+    assert torch.equal(deqflow.read_image(path)[0].permute(1, 2, 0), torch.from_numpy(flow_to_rgb(expected[0])).float())
     with pytest.raises(ValueError, match="ends in"):
         output.save(tmp_path / "flow.txt")
 
