@@ -14,7 +14,6 @@ from deqflow.model.mixture import expected_error
 from deqflow.model.state import STRIDE, FlowState
 from deqflow.solvers import SolverResult, Status, rms
 
-
 COLOURED = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # suffixes of images of a flow
 
 
