@@ -40,7 +40,7 @@ def frames(pair: FlowSample, estimator: deqflow.FlowEstimator) -> Iterator[Image
             flow = problem.flow(z)
             moved = float(problem.residual(z - before))
             error = float(mean_endpoint_error(flow, pair.flow[None], pair.valid[None]))
-            texts = ("first image", f"evaluation {number}: moves {moved:.2f} px", f"true flow: error {error:.2f} px")
+            texts = ("first image", f"evaluation {number}: moves {moved:.2f} px", f"true flow (error {error:.2f} px)")
             yield captioned(np.hstack((photo, flow_to_rgb(flow[0], largest=largest), truth)), texts)
 
 
