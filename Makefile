@@ -5,7 +5,11 @@ ENV := .venv/bin/python
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONWARNINGS ?= ignore::DeprecationWarning:zmq
 
+<<<<<<< HEAD
 .PHONY: reports site test claims bench tables address lab clean
+=======
+.PHONY: reports site test claims bench bench-gpu tables lab clean
+>>>>>>> h-fast
 
 # All notebooks in minutes; PROFILE=full makes the figures to quote, in hours (notebooks/profiles); NB=05 runs that one alone.
 reports: .venv/installed
@@ -36,6 +40,10 @@ claims: .venv/installed
 # Time and memory against the published way, on a quiet machine: some ten minutes.
 bench: .venv/installed
 	PYTHONPATH=tests $(ENV) -m bench
+
+# The tests, the bench and notebook 04 on a GPU, in at most eight minutes; writes reports/published/bench-gpu.json.
+bench-gpu: .venv/installed
+	PYTHONPATH=tests $(ENV) -m bench.gpu
 
 # The tables of README.md and docs/measured.md, from the results files in reports/published.
 tables: .venv/installed

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bench.evaluations import evaluations, uneven_batch
-from bench.frames import frames
+from bench.frames import frames, video_speed
 from bench.inference import inference
 from bench.memory import large_pictures, same_gradients, training_memory
 from bench.setting import Row
@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "gradients": same_gradients,
     "large pictures": large_pictures,
     "frames": frames,
+    "video": video_speed,
     "training speed": training_speed,
 }
 

@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 from bench import __main__ as bench
-from bench import memory
+from bench import gpu, memory
 from bench.costs import Timings, alternate, fitted_exponent, matrix_peak, peak_of_a_process, work
 from bench.evaluations import mean_of
-from bench.frames import STATM, frames
+from bench.frames import STATM, frames, video_speed
 from bench.inference import shares_of_the_peak
 from bench.memory import LEAN
 from bench.plain import PlainFlow
@@ -90,6 +90,35 @@ def test_frames_in_a_loop_are_counted_and_the_process_weighed():
     assert growth.quantity.startswith("12 frames")
     assert growth.met
     assert rate.value > 0
+
+
+def test_films_have_rows_for_speed_and_error():
+    rows = {row.quantity: row for row in video_speed(repeats=1, count=3, sizes=((48, 64),))}
+    methods = ["deqflow-small", "without threads", "without threads, each frame encoded twice"]
+    for name in [*methods, "RAFT-small, 12 updates", "DIS"]:
+        assert rows[f"film 48x64, {name}: frames"].value > 0
+    assert rows["film 48x64: times the speed without threads, each frame encoded twice"].at_least == 2.5
+    error, rate = rows["film 48x64, DIS: error"], rows["film 48x64, DIS: frames"]
+    assert rows["film 48x64, DIS: frames a second over error"].value == pytest.approx(rate.value / error.value)
+
+
+def test_the_steps_on_a_gpu_are_bounded_and_one_that_fails_stops_no_other(monkeypatch, capfd):
+    assert sum(limit for _, limit in gpu.STEPS.values()) <= 480
+    assert set(gpu.STEPS["bench"][0]) >= {"inference", "training speed"} <= set(bench.PARTS)
+    steps = {
+        "bad": (["-c", "raise SystemExit(3)"], 60.0),
+        "slow": (["-c", "import time; time.sleep(60)"], 0.5),
+        "good": (["-c", "print('hello')"], 60.0),
+    }
+    assert gpu.run_steps(steps) == 1
+    said = capfd.readouterr().out
+    assert "== bad: failed with exit status 3" in said
+    assert "== slow: stopped, it took too long" in said
+    assert "hello\n== good: passed" in said
+    assert gpu.run_steps({"good": steps["good"]}) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main() == 1
+    assert "bench-gpu expects a GPU, torch finds none here" in capfd.readouterr().err
 
 
 def test_functions_are_timed_in_turns_after_a_turn_that_does_not_count():
