@@ -5,11 +5,7 @@ ENV := .venv/bin/python
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONWARNINGS ?= ignore::DeprecationWarning:zmq
 
-<<<<<<< HEAD
-.PHONY: reports site test claims bench tables address lab clean
-=======
-.PHONY: reports site test claims bench bench-gpu tables lab clean
->>>>>>> h-fast
+.PHONY: reports site test claims bench bench-gpu tables address lab clean
 
 # All notebooks in minutes; PROFILE=full makes the figures to quote, in hours (notebooks/profiles); NB=05 runs that one alone.
 reports: .venv/installed
