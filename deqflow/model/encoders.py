@@ -57,7 +57,7 @@ class _InstanceNorm(torch.autograd.Function):
 
 def _mean(x: Tensor) -> Tensor:
     """Mean over the pixels, (B, C, H, W) -> (B, C, 1, 1): on a CPU, a matrix product is fast in channels-last."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_exporting():  # a graph for any size can't store one over a size
         return x.mean((2, 3), keepdim=True)
     rows = x.permute(0, 2, 3, 1)
     weights = x.new_full((1, x.shape[3]), 1 / x.shape[3])

@@ -45,7 +45,8 @@ def windows_around(x: Tensor, y: Tensor, radius: int, size: tuple[int, int]) -> 
     so in the result.
     """
     height, width = size
-    x, y = x.clamp(-radius - 2.0, width + radius + 1.0), y.clamp(-radius - 2.0, height + radius + 1.0)
+    # Whole numbers: a graph for any size can't store a broken one that depends on it.
+    x, y = x.clamp(-radius - 2, width + radius + 1), y.clamp(-radius - 2, height + radius + 1)
     column, row = x.detach().floor(), y.detach().floor()
     left, top = column.nan_to_num().long() - radius, row.nan_to_num().long() - radius
     return Windows(left, top, x - column, y - row, radius)
