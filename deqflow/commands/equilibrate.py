@@ -11,17 +11,18 @@ from deqflow.commands.shared import load_model, print_line, refuse_overwriting, 
 
 @dataclass(frozen=True)
 class Equilibrate:
-    """Turn a recurrent model into an equilibrium model by a short training; an interrupted run goes on.
+    """Turn a recurrent model into an equilibrium model by a short training.
 
-    The encoders stay as they are. At the end it says how both models converge, on held-out procedural pairs and on the
-    data given.
+    An interrupted run goes on where it was. The encoders stay as they are. At the end it says how both models converge,
+    on held-out procedural pairs and on the data given.
 
     Attributes:
         source: name or path of a recurrent model: RAFT, RAFT-small, GMA, torchvision's, or your own.
         out: where the equilibrium model goes, ending in .safetensors.
         folder: where the run's files go.
         steps: optimiser steps, of four pairs each.
-        smoothing: strength of a smoothness term on the coarse flow, from 0 to less than 1.
+        smoothing: strength of a smoothness term on the coarse flow, from 0 to less than 1; as the model has it if
+            not given.
         data: folder of data sets with known flow to measure on, laid out as data/README.md says.
         pairs: held-out procedural pairs to measure on.
         device: to train on, such as cpu or cuda; auto takes a GPU where there is one.
@@ -31,7 +32,7 @@ class Equilibrate:
     out: Path
     folder: Path = Path("runs/equilibrate")
     steps: int = 600
-    smoothing: float = 0.0
+    smoothing: float | None = None
     data: Path | None = None
     pairs: int = 24
     device: str = "auto"

@@ -99,7 +99,7 @@ def summarise_attraction(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[
         values = sorted(row[name] for row in rows if name in row)
         found[name] = {
             "median": statistics.median(values),
-            "nine_of_ten": values[min(len(values) - 1, len(values) * 9 // 10)],
+            "nine_of_ten": values[-(-len(values) * 9 // 10) - 1],
         }
     return found
 

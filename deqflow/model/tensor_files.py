@@ -41,7 +41,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         with path.open("rb") as file:  # given a path, torch.load goes by its suffix
             if not file.read(4).startswith(_SAVED):
                 raise CheckpointError(
-                    f"{path} is not a checkpoint: expected a file that torch.save has written, or a .safetensors file."
+                    f"{path} can't be read as a checkpoint: it is not a checkpoint. Expected a file that torch.save "
+                    "has written, or a .safetensors file."
                 )
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)

@@ -86,7 +86,7 @@ def equilibrate(
     *,
     config: TrainConfig = RECIPE,
     device: str | torch.device = "cpu",
-    smoothing: float = 0.0,
+    smoothing: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FlowEstimator:
     """Train a copy of a recurrent model into an equilibrium model; a run in the same folder goes on where it was.
@@ -96,7 +96,8 @@ def equilibrate(
         folder: of the run (:class:`deqflow.training.Trainer`); its ``model.safetensors`` is what is returned.
         config: of the run; ``size``, ``recurrent`` and ``start_from`` do not count, the model is given.
         device: to train on.
-        smoothing: strength of a smoothness term on the coarse flow (:class:`deqflow.model.attraction.MeanSmoothing`).
+        smoothing: strength of a smoothness term on the coarse flow (:class:`deqflow.model.attraction.MeanSmoothing`);
+            as the model has it if not given.
         on_progress: sees each log entry.
 
     Raises:
@@ -108,7 +109,9 @@ def equilibrate(
     return trainer.run(on_progress)
 
 
-def as_equilibrium(estimator: FlowEstimator, config: TrainConfig = RECIPE, *, smoothing: float = 0.0) -> FlowEstimator:
+def as_equilibrium(
+    estimator: FlowEstimator, config: TrainConfig = RECIPE, *, smoothing: float | None = None
+) -> FlowEstimator:
     """A copy of a recurrent model that is solved and differentiated as an equilibrium model; its weights are the same.
 
     Its hidden state still starts from the context.
@@ -129,16 +132,18 @@ def as_equilibrium(estimator: FlowEstimator, config: TrainConfig = RECIPE, *, sm
         eval_stop=Stop(max_evals=60, atol=TOLERANCE),
     )
     made.all_gradients = config.all_gradients
-    made.attraction = MeanSmoothing(smoothing) if smoothing else None
+    if smoothing is not None:
+        made.attraction = MeanSmoothing(smoothing) if smoothing else None
     if made.config is not None:
         made.config = dataclasses.replace(
             made.config,
             all_gradients=config.all_gradients,
             max_evals=60,
             atol=TOLERANCE,
-            attraction="mean" if smoothing else "none",
-            attraction_strength=smoothing or made.config.attraction_strength,
         )
+        if smoothing is not None:
+            kind = {"attraction": "mean" if smoothing else "none", "attraction_strength": smoothing}
+            made.config = dataclasses.replace(made.config, **kind)
     return made
 
 

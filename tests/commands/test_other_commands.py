@@ -51,7 +51,7 @@ def test_own_checkpoints_and_published_safetensors_are_loaded(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jpg", b"\xff\xd8\xff\xe0", "is not a checkpoint: expected a file that torch.save has written"),
+        ("a.jpg", b"\xff\xd8\xff\xe0", "is not a checkpoint. Expected a file that torch.save has written"),
         ("a.pth", b"", "is not a checkpoint"),
         ("a.pth", b"<html>", "is not a checkpoint"),
         ("a.pt", b"PK\x03\x04 and no more", "can't be read as a checkpoint"),

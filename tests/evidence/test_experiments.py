@@ -202,8 +202,8 @@ def test_the_command_runs_an_experiment(tmp_path, monkeypatch, capsys):
     assert main(["experiment", "corrections", "--out", str(out)]) == 0
     assert "2, seed 0: held-out error" in capsys.readouterr().out
     assert len(json.loads(out.read_text())["runs"]) == 1
-    assert main(["experiment", "nothing"]) == 1
-    assert "expected one of corrections, gradients" in capsys.readouterr().err
+    assert main(["experiment", "nothing", "--out", str(out)]) == 1
+    assert "expected one of corrections, gradients, attraction, video" in capsys.readouterr().err
 
 
 def test_an_error_curve_is_of_one_solve_that_is_not_repeated_with_damping(monkeypatch):

@@ -159,14 +159,12 @@ def test_checkpoints_keep_it(tmp_path, generator, name):
     assert torch.equal(loaded(*images).flow, estimator(*images).flow)
 
 
-def test_published_and_shipped_models_have_none():
+def test_published_models_have_none():
     with torch.device("meta"):
         assert deqflow.build("small", recurrent=True).attraction is None
     torch.manual_seed(0)
     names = deqflow.build("small", recurrent=True).state_dict()
     assert not any("attraction" in name for name in names)
-    assert deqflow.load("deqflow-small").attraction is None
-    assert deqflow.load("raft-small-twin").attraction is None
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,8 @@ def test_a_problem_of_every_size_is_solved_from_its_own_start(size):
     with torch.no_grad():
         problem = problem_of(estimator, *images)
         state = FlowState.unpack(problem.z0)
-        assert state.hidden.shape == (1, SIZES[size].hidden, 3, 4)
+        coarse = (-(-17 // estimator.stride), -(-25 // estimator.stride))
+        assert state.hidden.shape == (1, SIZES[size].hidden, *coarse)
         assert torch.equal(FlowState.unpack(state.pack()).flow, state.flow)
         assert problem.flow(problem.z0).shape == (1, 2, 17, 25)
         output = problem.solve(stop=Stop(max_evals=2, atol=0.0))

@@ -19,7 +19,7 @@ from deqflow.lab.widgets.settings import RunSettings, require
 from deqflow.model.estimator import FlowEstimator
 from deqflow.model.geometry import Padding
 from deqflow.model.images import check_images
-from deqflow.model.state import STRIDE, FlowState
+from deqflow.model.state import FlowState
 from deqflow.solvers import Evaluation, FixedPointMap, OutsideSolver, Rule, Status, StepRule, solve
 
 
@@ -298,5 +298,5 @@ def _true_flow(problem: _Problem, name: str) -> Tensor:
         raise ValueError(f"The true flow of {name!r} is not known: choose another start, or a pair that has one.")
     valid = problem.padding.pad(pair.valid[None, None].float())
     flow = problem.padding.pad(torch.where(pair.valid, pair.flow, 0.0)[None])
-    share = F.avg_pool2d(valid, STRIDE)
-    return (F.avg_pool2d(flow * valid, STRIDE) / share.clamp_min(1e-6) / STRIDE).to(problem.z0)
+    share, stride = F.avg_pool2d(valid, problem.model.stride), problem.model.stride
+    return (F.avg_pool2d(flow * valid, stride) / share.clamp_min(1e-6) / stride).to(problem.z0)
