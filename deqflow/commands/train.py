@@ -5,13 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from deqflow.commands.shared import print_line
-from deqflow.training import TrainConfig, Trainer, published_stage, read_config, say
-from deqflow.training.objective import training_precision
-from deqflow.training.recipes import RECIPES, reproduce
+from deqflow.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class Train:
         chosen, _ = sources.parse_known_args(arguments)
         if chosen.config and chosen.preset:
             raise ValueError("train expects --config or --preset, got both: the file may say preset: chairs.")
+        from deqflow.training.files import published_stage, read_config
+
         base = TrainConfig()
         if chosen.config:
             base = read_config(chosen.config)
@@ -53,6 +52,11 @@ class Train:
 
     def __call__(self) -> int:
         """Run the command."""
+        import torch
+
+        from deqflow.training import Trainer, say
+        from deqflow.training.objective import training_precision
+
         trainer = Trainer(self.config, self.folder, device=self.device)
         if trainer.processes.is_first:
             print_line(f"Training on {trainer.processes.description}, in {self.folder}.")
@@ -97,6 +101,9 @@ class Reproduce:
 
     def __call__(self) -> int:
         """Run the command."""
+        from deqflow.training import say
+        from deqflow.training.recipes import RECIPES, reproduce
+
         if self.name not in RECIPES:
             raise ValueError(f"No recipe {self.name!r}: expected one of {', '.join(RECIPES)}.")
         print(f"Wrote {reproduce(RECIPES[self.name], self.folder, device=self.device, on_progress=say)}.")

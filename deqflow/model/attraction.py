@@ -6,14 +6,15 @@ flow that the evaluation begins with. ``prepare(context)`` runs once a pair, as 
 """
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deqflow.model.sizes import AttractionName
+
 Draw = Callable[[Tensor, Tensor], Tensor]  # hidden (B, Ch, h, w), flow (B, 2, h, w) -> flow (B, 2, h, w)
-AttractionName = Literal["none", "mean", "context", "learned", "leak"]
 
 
 class Attraction(Protocol):

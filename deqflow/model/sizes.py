@@ -3,9 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from deqflow.model.attraction import AttractionName
-from deqflow.model.correlation import CorrelationName
-
+CorrelationName = Literal["auto", "volume", "sampled", "warped"]
+AttractionName = Literal["none", "mean", "context", "learned", "leak"]
 UpdateName = Literal["raft", "raft-small", "gma", "sea"]
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from deqflow.data.synthetic import HELD_OUT_SEED, SceneConfig
-from deqflow.model.attraction import AttractionName
+from deqflow.data.synthetic.scenes import HELD_OUT_SEED, SceneConfig
+from deqflow.model.sizes import AttractionName
 
 Stage = Literal["", "chairs", "things", "sintel", "kitti"]
 
@@ -16,11 +16,11 @@ class TrainConfig:
     """A training run. The same configuration gives the same weights on the same machine.
 
     Attributes:
-        size: of the model, a key of :data:`deqflow.model.sizes.SIZES`.
+        size: of the model, such as mini, small or base.
         update: the update operator; the size's own if empty.
         recurrent: train the recurrent counterpart (RAFT): each evaluation supervised and differentiated, so that
-            ``corrections`` and ``phantom_steps`` do not count.
-        start_from: checkpoint to begin with, a name or path for :func:`deqflow.load`; random weights if empty.
+            corrections and phantom_steps do not count.
+        start_from: checkpoint to begin with, the name or path of a model; random weights if empty.
         seed: of weights, data and numbers of evaluations.
         steps, batch: optimiser steps, and pairs a step, over all processes.
         accumulate: parts that a step's pairs are taken in, one after the other, where memory is short.
@@ -31,17 +31,17 @@ class TrainConfig:
         evals_spread: how that number is spread over its range; "log" draws large ones rarely, so that a wide range
             costs little.
         attraction, attraction_strength: what draws the flow back before each evaluation
-            (:mod:`deqflow.model.attraction`).
+            (deqflow/model/attraction.py).
         corrections: states supervised, spread evenly.
         corrections_from: share of the evaluations before the corrections begin; 0 spreads them over all.
         gradient: how each correction is differentiated; "reversible" and "unrolled" through all evaluations,
-            "implicit" at the state itself, "phantom" through ``phantom_steps``.
+            "implicit" at the state itself, "phantom" through phantom_steps.
         other_starts: share of the samples whose solve starts elsewhere than the model does: from random states, the
-            disturbed truth, another sample's flow (:mod:`deqflow.training.starts`).
+            disturbed truth, another sample's flow (deqflow/training/starts.py).
         coarse_weight: of the loss on the state's own flow, beside that at full size.
         return_weight: of what is left of a disturbance at the end after 1 to 3 evaluations, as a ratio.
         teacher_weight: of the difference from a teacher's flow, after as many updates as it was trained for, where
-            the run has a teacher (:func:`deqflow.training.equilibrate`).
+            the run has a teacher, as equilibrate does.
         consistency_weight: of how far one evaluation from states on the way falls short of the end.
         loss: at full size, the absolute error, or SEA-RAFT's mixture of two Laplace distributions, for which the model
             gets a head that says at each pixel what error is expected.
@@ -50,18 +50,18 @@ class TrainConfig:
         all_gradients: do not detach the flow inside the update.
         dropout: share of channels of lookup and context that are hidden from the update, one mask a solve.
         jacobian_weight: of the Jacobian penalty at the fixed point in the loss; 0 leaves it out.
-        freeze_encoders: train what comes after the encoders alone, which must then come from ``start_from``: a step
+        freeze_encoders: train what comes after the encoders alone, which must then come from start_from: a step
             costs little, and what the solver converges to can be trained for.
         freeze_batch_norm: keep the running statistics of the start (published: in all stages but the first).
         bfloat16: automatic mixed precision; None takes it where the device is fast in it, float32 where the device
-            emulates it (:func:`deqflow.model.precision.fast_precision`).
+            emulates it.
         float16: automatic mixed precision in float16 instead, with a gradient scaler.
         compile: backend of torch.compile for encoders and update operator, such as inductor; none if empty.
         checkpoint_encoders: compute the encoders a second time in the backward pass instead of keeping them.
         workers: processes that make pairs, for each process that trains.
         validate_every, validation_pairs: how often, and on how many held-out procedural pairs.
         stage: published data to train on; procedural pairs if empty.
-        data_root: folder with the published data sets, laid out as ``data/README.md`` says.
+        data_root: folder with the published data sets, laid out as data/README.md says.
         crop: height and width that published data are cut to, in pixels.
         scenes: what the procedural pairs look like, those that are held out at any rate.
     """

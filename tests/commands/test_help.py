@@ -12,8 +12,6 @@ from deqflow.commands import COMMANDS, flow, measure
 from deqflow.data.synthetic.videos import Speed
 from deqflow.evidence.confidence import FitConfig
 
-WITHOUT_TORCH = [name for name in COMMANDS if name not in ("train", "reproduce")]  # whose settings import it still
-
 
 def text_of(capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as end:
@@ -22,7 +20,7 @@ def text_of(capsys, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_shown_without_importing_torch(name):
     program = f"""
 import sys
@@ -43,7 +41,7 @@ def test_the_overview_and_the_version_take_no_torch(arguments):
     assert run.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_plain_text_and_begins_with_the_summary(capsys, name):
     said = text_of(capsys, name)
     assert f"deqflow {name}" in said

@@ -35,7 +35,7 @@ class SceneConfig:
         similarity: share of motions without shear: they shift, turn and zoom.
         projective: share of motions that are homographies, as of planes seen aslant.
         nonrigid: share of motions that also bend smoothly, as cloth and water do.
-        tail: share of displacements spread evenly in their logarithm from the mean to ``largest``.
+        tail: share of displacements spread evenly in their logarithm from the mean to largest.
         stereo: share of scenes that are rectified stereo pairs: every layer a slanted plane that moves along
             the rows, the nearer the faster.
         holes: share of the shapes with several holes, like fences and wheels.
@@ -46,7 +46,7 @@ class SceneConfig:
         fog: share of scenes behind uneven fog.
         defocus: share of scenes out of focus.
         packages: whose photographs are textures; each must be installed.
-        photographs: a folder of your own photographs, used beside those of ``packages``.
+        photographs: a folder of your own photographs, used beside those of packages.
     """
 
     height: int = 192

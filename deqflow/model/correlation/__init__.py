@@ -11,8 +11,8 @@ from torch import Tensor
 from deqflow.model.correlation.sampled import SampledCorrelation
 from deqflow.model.correlation.volume import CorrelationPyramid, all_pairs, window
 from deqflow.model.correlation.warped import WarpedFeatures
+from deqflow.model.sizes import CorrelationName
 
-CorrelationName = Literal["auto", "volume", "sampled", "warped"]
 VOLUME_LIMIT = 2**30  # bytes
 
 
