@@ -4,7 +4,7 @@ Three answers to one question: a volume of all inner products, the inner product
 features. The first two give the same numbers; the third gives others, and belongs to a model made for it.
 """
 
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 from torch import Tensor
 
