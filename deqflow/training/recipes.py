@@ -5,32 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deqflow.data.synthetic import SceneConfig
+from deqflow.data.synthetic import RICH_SCENES
 from deqflow.training import Progress, TrainConfig, Trainer
 
 # Some of everything, as in RICH_SCENES; half of the scenes move little, and a few not at all.
-_SCENES = SceneConfig(
-    objects=(3, 11),
-    camera=13.0,
-    motion=12.0,
-    motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0, 1.0, 1.6),
-    sideways=0.2,
-    texture_step=(0.45, 1.6),
-    noise=0.1,
-    similarity=0.2,
-    projective=0.25,
-    nonrigid=0.25,
-    tail=0.1,
-    stereo=0.15,
-    holes=0.1,
-    wires=0.12,
-    recolour=0.5,
-    motion_blur=0.15,
-    shading=0.2,
-    fog=0.08,
-    defocus=0.08,
-    packages=("scikit-image", "matplotlib"),
-)
+_SCENES = replace(RICH_SCENES, motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0, 1.0, 1.6))
 
 # Stage 1 learns to match with one-step gradients. Stage 2, on larger and clearer images, draws the number of
 # evaluations from a wide range and differentiates two steps, flow included, so that the model converges instead of
