@@ -1,4 +1,4 @@
-"""Loading and saving models: our checkpoints (safetensors with the configuration inside), shipped and published ones."""
+"""Loading and saving models: our checkpoints (safetensors with the configuration inside), shipped and published."""
 
 import contextlib
 import dataclasses
@@ -129,9 +129,9 @@ def load_published(path: str | Path) -> FlowEstimator:
     """Load a published checkpoint, ready for evaluation on the CPU; the estimator's ``origin`` says what it is.
 
     The known checkpoints are those of DEQ-Flow (versions 1 and 2 in all sizes, with and without GMA, and TorchDEQ's),
-    RAFT and RAFT-small, GMA, SEA-RAFT S and M (L has M's weights), and torchvision's raft_large and raft_small. The model is recognised by
-    its tensors' names and shapes, and loaded strictly. Pickled code is never run. A checkpoint that deqflow wrote is
-    read by its own configuration.
+    RAFT and RAFT-small, GMA, SEA-RAFT S and M (L has M's weights), and torchvision's raft_large and raft_small. The
+    model is recognised by its tensors' names and shapes, and loaded strictly. Pickled code is never run. A checkpoint
+    that deqflow wrote is read by its own configuration.
 
     Args:
         path: a file of torch.save or safetensors, whatever its suffix. The tensors may be under "model", "state_dict"
