@@ -2,8 +2,8 @@
 
 For z = f(z, theta) the implicit function theorem gives dL/dtheta = v^T (I - J)^-1 df/dtheta, with v = dL/dz and
 J = df/dz at the fixed point. :class:`Implicit` solves for v^T (I - J)^-1 exactly, :class:`Phantom` takes a few
-terms of its Neumann series, :class:`Unrolled` differentiates every step of the solver (the recurrent way).
-A gradient mode owns the whole run: what is solved without a graph, and where the graph begins.
+terms of its Neumann series, :class:`Unrolled` differentiates every evaluation of the solver, as recurrent models do.
+A gradient mode owns the whole run: it decides what is solved without a graph, and where the graph begins.
 """
 
 from deqflow.equilibrium.layer import Correction, Equilibrium

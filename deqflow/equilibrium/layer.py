@@ -19,7 +19,7 @@ from deqflow.solvers import (
 
 @dataclass(frozen=True)
 class Correction:
-    """A state to supervise: after which evaluation, and how it is differentiated.
+    """A state to supervise: the evaluation after which it is taken, and how it is differentiated.
 
     Attributes:
         at: number of the evaluation, from 1.
@@ -37,23 +37,23 @@ class Correction:
 class Equilibrium(nn.Module):
     """An implicit layer: the fixed point of f, by any rule, with any gradient (paper section 3).
 
-    In training, states along the way are returned to be supervised (sparse fixed-point correction, paper section
-    3.3): ``corrections`` many, evenly placed over the budget, or those chosen. The last is always the solution.
-    A solve that stops early returns as many: those beyond its end are the solution. In evaluation there is one
-    state.
+    In training, several states of the solve are returned for supervision (sparse fixed-point correction, paper
+    section 3.3): either ``corrections`` of them, evenly placed over the budget, or those that are chosen. The last
+    is always the solution. A solve that stops early returns the same number of states: those after its end are the
+    solution. In evaluation mode there is one state.
 
     Args:
         rule: solver of the forward fixed point.
         stop: budget and tolerance in training.
         gradient: Implicit, Phantom or Unrolled.
         corrections: how many states to return in training; None means every evaluation (recurrent training). Or
-            which: numbers of evaluations, in order, or a :class:`Correction` where one has a gradient of its own.
-            The solution, at the end of the budget, follows by itself where it is not among them.
+            the chosen ones: numbers of evaluations in ascending order, or a :class:`Correction` for one that has a
+            gradient of its own. The solution, at the end of the budget, is appended if it is not among them.
         eval_stop: budget and tolerance in evaluation; as in training if not given.
         corrections_from: share of the evaluations before evenly placed corrections begin.
 
     Raises:
-        ValueError: corrections is less than 1, or more than the evaluations there are; chosen ones are none, not in
+        ValueError: ``corrections`` is less than 1, or more than the evaluations; or the chosen ones are none, not in
             order, or beyond the budget.
     """
 
@@ -82,11 +82,11 @@ class Equilibrium(nn.Module):
         return self.stop if training else self.eval_stop
 
     def correction_points(self, max_evals: int) -> tuple[int, ...]:
-        """After which evaluations the states are taken; the last at ``max_evals``."""
+        """The evaluations after which states are taken; the last is at ``max_evals``."""
         return tuple(correction.at for correction in self.plan(max_evals))
 
     def plan(self, max_evals: int) -> tuple[Correction, ...]:
-        """The corrections of a solve with this budget; the last at ``max_evals``.
+        """The corrections of a solve with this budget; the last is at ``max_evals``.
 
         Raises:
             ValueError: the budget is too small for them.
@@ -136,7 +136,7 @@ class Equilibrium(nn.Module):
 
 
 def _in_order(chosen: Sequence[int | Correction]) -> tuple[Correction, ...]:
-    """The chosen corrections as such.
+    """The chosen corrections, each as a :class:`Correction`.
 
     Raises:
         ValueError: there is none, or they are not in order.

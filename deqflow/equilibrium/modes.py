@@ -57,7 +57,7 @@ class Attached:
 
 @dataclass(frozen=True, kw_only=True)
 class Unrolled(Attached):
-    """Back-propagation through every evaluation. What is kept for backward grows with each of them."""
+    """Back-propagation through every evaluation. The memory kept for backward grows with each of them."""
 
     records_solve: ClassVar[bool] = True
 
@@ -71,8 +71,8 @@ class Phantom(Attached):
     """Inexact gradients (paper section 3.2): a few damped steps from the detached fixed point, differentiated.
 
     Each step is ``z <- (1 - damping) z + damping f(z)``; at a fixed point this is the Neumann series of
-    ``(I - J)^-1`` cut after ``steps`` terms (with damping 1). ``steps=1`` is the one-step gradient. The value
-    of the state for one undamped step is f(z) itself; without gradients the value is f(z), whatever ``steps`` is.
+    ``(I - J)^-1`` cut after ``steps`` terms (with damping 1). ``steps=1`` is the one-step gradient. With one
+    undamped step the value of the state is f(z) itself; without gradients the value is f(z), whatever ``steps`` is.
     """
 
     steps: int = 1
@@ -96,12 +96,13 @@ class Phantom(Attached):
 class Implicit(Attached):
     """Exact gradients by the implicit function theorem (paper eq. 4-5): solve g = v + J^T g with any rule.
 
-    A backward solve that misses its tolerance gives an inexact gradient, with a warning; one without a tolerance
-    (atol and rtol 0) is meant to spend its budget and gives none. ``torch.func`` transforms are not supported.
+    A backward solve that misses its tolerance gives an inexact gradient and a warning. A backward solve without a
+    tolerance (atol and rtol 0) is meant to spend its budget and gives no warning. ``torch.func`` transforms are not
+    supported.
 
     Args:
         rule: solver of the backward fixed point.
-        stop: its budget and tolerance; relative by default, since the scale of a gradient is arbitrary.
+        stop: budget and tolerance of that solve; relative by default, since the scale of a gradient is arbitrary.
         check: raise :class:`deqflow.solvers.SolverError` in place of the warning.
         on_backward: called with the :class:`SolverResult` of each backward solve.
     """
@@ -112,7 +113,7 @@ class Implicit(Attached):
     on_backward: Callable[[SolverResult], None] | None = None
 
     def attach(self, f: FixedPointMap, iterate: Iterate) -> Tensor:
-        """Evaluate f at z, detached, with the exact gradient around its output."""
+        """Evaluate f at the detached z and attach the exact gradient to its output."""
         if not torch.is_grad_enabled():
             return f(iterate.z)
         if active_transform():
@@ -125,7 +126,7 @@ class Implicit(Attached):
 
 
 class _ImplicitGradient(torch.autograd.Function):
-    """Identity around the output of one evaluation at a detached leaf; backward solves (I - J^T) g = v."""
+    """Identity on the output of one evaluation at a detached leaf; its backward pass solves (I - J^T) g = v."""
 
     @staticmethod
     def forward(ctx: Any, fz: Tensor, z: Tensor, mode: Implicit) -> Tensor:
@@ -134,7 +135,7 @@ class _ImplicitGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():  # the solve leaves no graph: a second derivative would be wrong, silently
+        if torch.is_grad_enabled():  # the solve records no graph: a second derivative would be silently wrong
             raise RuntimeError("Implicit gives first derivatives only, got create_graph=True: use Unrolled for more.")
         (v,) = grad_outputs
 
@@ -150,7 +151,7 @@ class _ImplicitGradient(torch.autograd.Function):
 
 
 def _report_inexact(result: SolverResult, mode: Implicit) -> None:
-    """Warn of a backward solve that missed its tolerance, if it has one; or raise if the mode checks."""
+    """Warn of a backward solve that missed its tolerance, if it has one; raise instead if ``mode.check`` is set."""
     if bool(result.converged.all()) or not (mode.stop.atol or mode.stop.rtol):
         return
     relative = float((result.residual / (mode.stop.norm or rms)(result.fz)).max())

@@ -1,4 +1,4 @@
-"""Reversible gradients: exact, at a memory that does not grow with depth (McCallum, Arora and Foster 2025)."""
+"""Reversible gradients: exact, with memory that does not grow with depth (McCallum, Arora and Foster 2025)."""
 
 import math
 import warnings
@@ -25,7 +25,7 @@ from deqflow.solvers.loop import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Reversible:
-    """The exact gradient of the iteration as it ran, at a memory that does not grow with the number of evaluations.
+    """The exact gradient of the iteration as it ran; its memory does not grow with the number of evaluations.
 
     Two coupled states take turns, from y = z = z0 (McCallum, Arora and Foster 2025, Reversible Deep Equilibrium
     Models): y <- (1 - b) y + b f(z), then z <- (1 - b) z + b f(y), one evaluation each. Each step can be undone, so
@@ -34,7 +34,7 @@ class Reversible:
 
     What f depends on besides the state (parameters, features) is found by watching one evaluation. The two states are
     float64, whatever f computes in: undoing a step multiplies its rounding error by 1 / (1 - b), and by more where f
-    expands. A path that could not be rebuilt is warned of: the backward pass must end at the start.
+    expands. The rebuilt path must end at the start; if it does not, a warning says that the gradient is not exact.
 
     Args:
         mixing: b, above 0 and less than 1.
@@ -51,7 +51,7 @@ class Reversible:
 
     @property
     def most_evals(self) -> int:
-        """Beyond so many evaluations a path is certainly lost; on the way there, a lost one is warned of."""
+        """The most evaluations allowed: beyond them a path is always lost. A path lost before gives a warning."""
         return int(math.log(REBUILDING_GROWTH) / -math.log(1 - self.mixing))
 
     def run(
@@ -77,12 +77,12 @@ class Reversible:
         return states, record[0].result()
 
 
-REBUILDING_GROWTH = 1e17  # of rounding errors, 1 / (1 - b) an evaluation: beyond it float64 holds nothing of a path
+REBUILDING_GROWTH = 1e17  # rounding errors grow by 1 / (1 - b) an evaluation; so large, they leave nothing of a path
 REBUILT_TO = 1e-3  # how far off the rebuilt start may be, relative to the path's length
 
 
 class _ReversibleRun(torch.autograd.Function):
-    """The coupled iteration as one operation, of its start and of what else f depends on."""
+    """The coupled iteration as one operation: a function of its start and of the other tensors that f depends on."""
 
     @staticmethod
     def forward(ctx: Any, f: Any, b: float, stop: Stop, keep: Any, record: list, z0: Tensor, *given: Tensor) -> States:
@@ -94,12 +94,12 @@ class _ReversibleRun(torch.autograd.Function):
             x = z.to(z0.dtype)
             fx = f(x)
             record[0].add(x, fx)
-            # The state that was changed is the next one to be evaluated at: they change names.
+            # The next evaluation is made at the state that was changed: the two swap names.
             y, z = z, torch.lerp(y, fx.double(), b)
             if k in keep:
                 states[k] = z.to(z0.dtype)
         ctx.f, ctx.b, ctx.evals, ctx.keep, ctx.dtype = f, b, stop.max_evals, keep, z0.dtype
-        ctx.given = given  # f holds them too; unpacked under torch's saved-tensor hooks, they would be other objects
+        ctx.given = given  # the same objects that f holds; torch's saved-tensor hooks may unpack other objects
         ctx.save_for_backward(y, z, z0, *given)
         return tuple(states[k] for k in keep)
 
@@ -134,7 +134,7 @@ class _ReversibleRun(torch.autograd.Function):
 
 
 def _warn_of_another_start(off: Tensor) -> None:
-    """Warn where a path was rebuilt back to another start than it began at; (B,), relative to the path's length."""
+    """Warn if the rebuilt start differs from the real one by ``off``, (B,), relative to the path's length."""
     worst = float(off.max())
     if worst > REBUILT_TO:
         warnings.warn(
@@ -149,19 +149,19 @@ def _added(old: Tensor | None, new: Tensor | None) -> Tensor | None:
 
 
 def dependencies(f: FixedPointMap, z0: Tensor) -> list[Tensor]:
-    """What f(z) depends on besides the state, tensors that require gradients; found by watching one evaluation."""
+    """The tensors requiring gradients that f(z) depends on besides the state, found by watching one evaluation."""
     with torch.enable_grad(), _Watch(x := z0.detach().requires_grad_()) as watch:
         f(x)
     return list(watch.found.values())
 
 
 class _Watch(TorchFunctionMode):
-    """Collects the tensors that require gradients and come from outside."""
+    """Collects the tensors that require gradients and were not made by the operations watched."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.found: dict[int, Tensor] = {}
-        self.made: dict[int, Tensor] = {id(x): x}  # holds what was made, so that no number is given twice
+        self.made: dict[int, Tensor] = {id(x): x}  # keeps these tensors alive, so that no id is given twice
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -169,13 +169,13 @@ class _Watch(TorchFunctionMode):
             if isinstance(tensor, Tensor) and tensor.requires_grad and id(tensor) not in self.made:
                 self.found[id(tensor)] = tensor
         self.made |= {id(tensor): tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)}
-        for number in self.found.keys() & self.made.keys():  # what is changed in place, or handed through
+        for number in self.found.keys() & self.made.keys():  # tensors changed in place or passed through
             del self.made[number]
         return result
 
 
 class _StandIns(TorchFunctionMode):
-    """Hands operations stand-ins of some tensors, so that a graph ends there."""
+    """Gives operations stand-ins for some tensors, so that the graph ends at the stand-ins."""
 
     def __init__(self, tensors: Sequence[Tensor], stand_ins: Sequence[Tensor]) -> None:
         super().__init__()

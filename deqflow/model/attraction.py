@@ -1,7 +1,7 @@
-"""What draws the flow back before each evaluation, so that the fixed point attracts.
+"""Modules that draw the flow back before each evaluation, so that the fixed point attracts.
 
-An update operator adds an increment to the flow, so that the flow remembers whatever the increment does not pull back:
-fine noise, above all, which convex upsampling averages out of the loss. Each module here maps (hidden, flow) to a
+An update operator adds an increment to the flow, so that the flow keeps whatever the increment does not correct:
+above all fine noise, which convex upsampling averages out of the loss. Each module here maps (hidden, flow) to the
 flow that the evaluation begins with. ``prepare(context)`` runs once a pair, as an update operator's does.
 """
 
@@ -18,7 +18,7 @@ Draw = Callable[[Tensor, Tensor], Tensor]  # hidden (B, Ch, h, w), flow (B, 2, h
 
 
 class Attraction(Protocol):
-    """What a :class:`deqflow.model.estimator.FlowEstimator` may have as its ``attraction``."""
+    """The interface of what a :class:`deqflow.model.estimator.FlowEstimator` takes as its ``attraction``."""
 
     def prepare(self, context: Tensor) -> Draw:
         """Return the map for a pair, from the context features (B, C, h, w)."""
@@ -26,7 +26,7 @@ class Attraction(Protocol):
 
 
 def check_strength(strength: float) -> None:
-    """Raise unless it is a share that can be taken of the flow."""
+    """Raise unless ``strength`` is at least 0 and less than 1."""
     if not 0 <= strength < 1:
         raise ValueError(f"A smoothness term expects a strength of at least 0 and less than 1, got {strength!r}.")
 
@@ -56,7 +56,7 @@ class ContextSmoothing(nn.Module):
 
     Args:
         strength: the share of the flow that is replaced, from 0 to less than 1.
-        temperature: t; from 3 on the weights are nearly the plain mean's.
+        temperature: t; from 3 on the weights are nearly equal.
     """
 
     def __init__(self, strength: float = 0.3, temperature: float = 1.0) -> None:
@@ -67,7 +67,7 @@ class ContextSmoothing(nn.Module):
         self.strength, self.temperature = strength, temperature
 
     def prepare(self, context: Tensor) -> Draw:
-        """Return the map for a pair, with the weights that the context gives."""
+        """Return the map for a pair, with weights computed from the context."""
         with torch.no_grad():
             scaled = context.float() / context.float().std((1, 2, 3), keepdim=True).clamp_min(1e-6)
             distance = (neighbours(scaled) - scaled[:, :, None]).square().sum(1)  # (B, 9, h, w)
@@ -77,11 +77,11 @@ class ContextSmoothing(nn.Module):
 
 
 class LearnedSmoothing(nn.Module):
-    """A smoothness term whose weights and strength are read off the hidden state, as convex upsampling reads its own.
+    """A smoothness term whose weights and strength are predicted from the hidden state, as in convex upsampling.
 
     Args:
         hidden: channels of the hidden state.
-        strength: what the learned strength begins with, everywhere; the weights begin equal.
+        strength: initial value of the learned strength, at all pixels; the weights are equal at first.
     """
 
     def __init__(self, hidden: int, strength: float = 0.3) -> None:
@@ -111,8 +111,8 @@ class Leak(nn.Module):
 
     Args:
         hidden: channels of the hidden state.
-        width: of the head that predicts the flow and the share a.
-        share: what a begins with, everywhere.
+        width: channels of the head that predicts the flow and the share a.
+        share: initial value of a, at all pixels.
     """
 
     def __init__(self, hidden: int, width: int = 64, share: float = 0.02) -> None:
@@ -138,7 +138,7 @@ class Leak(nn.Module):
 
 
 def mean_of_neighbours(flow: Tensor) -> Tensor:
-    """Mean over the 3x3 neighbourhood, of what lies inside the image: (B, 2, h, w) -> the same."""
+    """Mean over the part of the 3x3 neighbourhood inside the image: (B, 2, h, w) -> the same shape."""
     return F.avg_pool2d(flow, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -154,7 +154,7 @@ def weighted(flow: Tensor, weights: Tensor) -> Tensor:
 
 
 def make_attraction(name: AttractionName, *, hidden: int, strength: float, temperature: float) -> Attraction | None:
-    """The module that a configuration names, None for "none".
+    """The module that a configuration names; None for "none".
 
     Raises:
         ValueError: there is no such name, or a number is out of its range.

@@ -1,4 +1,4 @@
-"""One solve seen after several numbers of evaluations: what a solve with each of these budgets would have returned."""
+"""One solve for several budgets of evaluations: what a solve with each of these budgets would have returned."""
 
 from collections.abc import Sequence
 
@@ -22,19 +22,19 @@ def solve_budgets(
 ) -> SolverResult:
     """Solve by the estimator's own rule, without early stop, and keep what each budget would have returned.
 
-    A diverging solve is not repeated with damping, as the estimator would: that would cost more than the budget. A
-    solve that ends early, at an exact fixed point or because a sample is not finite, has its last state for all
-    greater budgets.
+    A diverging solve is not tried again with damping, as the estimator does, because that would exceed the budget. A
+    solve that ends early, at an exact fixed point or because a sample is not finite, returns its last state for all
+    larger budgets.
 
     Args:
         problem: what to solve.
         evals: budgets, numbers of evaluations from 1.
         start: the state to solve from; the problem's own if not given.
-        scale: by which the images were resized; residuals are in pixels of the images before that.
+        scale: factor by which the images were resized; residuals are in pixels of the images before that.
         on_eval: called after each evaluation, see :func:`deqflow.solvers.solve`.
 
     Returns:
-        The account of the largest budget; for each k of ``evals``, ``kept[k]`` has state and residual, in pixels.
+        The result of the largest budget; for each k of ``evals``, ``kept[k]`` has state and residual, in pixels.
     """
     stop = Stop(max_evals=max(evals), atol=0.0).measured_by(problem.residual)
     stop = stop_at_scale(stop, scale, problem.estimator.stride)
@@ -54,7 +54,7 @@ def flows_after(
         evals: numbers of evaluations from 1.
 
     Returns:
-        The flows by number of evaluations, (B, 2, H, W) in pixels, and the account of :func:`solve_budgets`.
+        The flows by number of evaluations, (B, 2, H, W) in pixels, and the result of :func:`solve_budgets`.
     """
     problem = estimator.problem(estimator.encode(image1), estimator.encode(image2))
     result = solve_budgets(problem, evals)

@@ -1,4 +1,4 @@
-"""Put estimators together: every size, with every update operator, as an equilibrium or recurrently."""
+"""Build estimators: every size, with every update operator, as an equilibrium or a recurrent model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,31 +51,33 @@ def build(
             "mini-warp" (the same with warped features, its state at 1/4 of the image).
         update: the update operator, "raft", "raft-small", "gma" (global motion aggregation) or "sea" (SEA-RAFT's
             ConvNeXt blocks); the one that the size was published with if not given. Or your own: a function of the
-            :class:`Size`, usually a class, that returns an :class:`deqflow.model.updates.UpdateOperator`.
+            :class:`Size`, for instance a class, that returns a :class:`deqflow.model.updates.UpdateOperator`.
         recurrent: build RAFT itself, the recurrent baseline: unrolled gradients, every update supervised,
             hidden state started from the context.
-        weight_norm: on the update operator; on for equilibrium models, off for recurrent ones if not given. Your
-            own operator brings its own.
+        weight_norm: whether the update operator has weight normalisation; if not given, equilibrium models have it
+            and recurrent ones do not. It does not change an operator of your own.
         all_gradients: do not detach the flow inside the update (paper section 4).
-        damping: of the solver's steps and of phantom gradients, in (0, 1]; for the defaults of rule and gradient.
+        damping: damping of the solver's steps and of phantom gradients, in (0, 1]; used where ``rule`` and
+            ``gradient`` are not given.
         dropout: share of channels of lookup and context that training hides (variational: one mask a solve).
         flow_head: width of the flow head; the size's own if not given.
-        gradient: how to differentiate; one-step phantom, or unrolled if recurrent, if not given.
-        corrections: states supervised in training, evenly placed; 1, or all if recurrent, if not given.
+        gradient: how to differentiate; if not given, one-step phantom, or unrolled for a recurrent model.
+        corrections: states supervised in training, evenly placed; if not given, 1, or all for a recurrent model.
         rule: the solver; Picard if not given.
-        train_evals: evaluations in training, without early stop; 24, or as published (12; SEA-RAFT: 4) if recurrent,
-            if not given.
-        max_evals: budget in evaluation; 40, or as published if recurrent, if not given.
-        atol: tolerance in evaluation, RMS change of the flow in full-size pixels; 0.02, or 0 (no early stop)
-            if recurrent, if not given.
+        train_evals: evaluations in training, without early stop; if not given, 24, or as published (12; SEA-RAFT: 4)
+            for a recurrent model.
+        max_evals: budget in evaluation mode; if not given, 40, or as published for a recurrent model.
+        atol: tolerance in evaluation mode, RMS change of the flow in full-size pixels; if not given, 0.02, or 0 (no
+            early stop) for a recurrent model.
         attraction: what draws the flow back before each evaluation: "mean" or "context", a smoothness term with fixed
-            weights; "learned", one read off the hidden state; "leak", towards a flow predicted from the hidden state;
+            weights; "learned", one predicted from the hidden state; "leak", towards a flow predicted from it;
             "none", as the published models have it (:mod:`deqflow.model.attraction`).
-        attraction_strength, attraction_temperature: of it; what it begins with where it is learned.
-        mixture: say at each pixel what error is expected (:mod:`deqflow.model.mixture`); SEA-RAFT's update always does.
-        correlation: what the update sees at the end of the flow, "warped" for warped features; or how the correlation
-            there is computed, "volume", "sampled" or "auto" (:func:`deqflow.model.correlation.correlate`), which is
-            not stored; the size's own if not given.
+        attraction_strength, attraction_temperature: of the attraction; initial values where it is learned.
+        mixture: predict the expected error of each pixel (:mod:`deqflow.model.mixture`); SEA-RAFT's update always
+            does.
+        correlation: what the update sees at the end of the flow: "warped" for warped features; or how the correlation
+            there is computed: "volume", "sampled" or "auto" (:func:`deqflow.model.correlation.correlate`), which is
+            not stored in checkpoints; the size's own if not given.
         checkpoint_encoders: trade time for memory in training (:class:`FlowEstimator`); not stored in checkpoints.
 
     Raises:
@@ -117,14 +119,14 @@ def build(
 
 
 def _stored(correlation: CorrelationName | None, size: Size) -> CorrelationName | None:
-    """What a configuration keeps of the correlation: only what is not the size's own, and no way to compute it."""
+    """What a configuration stores of the correlation: what differs from the size's own, not how it is computed."""
     if correlation is None or (correlation == "warped") == (size.found == "warped"):
         return None
     return "warped" if correlation == "warped" else "auto"
 
 
 def _size(config: EstimatorConfig) -> Size:
-    """The size of a configuration, with what the configuration has otherwise."""
+    """The size of a configuration, with the lookup that the configuration has instead of the size's own."""
     size = SIZES[config.size]
     if config.correlation is None:
         return size
@@ -174,7 +176,7 @@ def _own_start(size: Size, recurrent: bool) -> OwnStart:
 
 
 def _encoders(size: Size, context_outputs: int) -> tuple[Encoder, Encoder | None]:
-    """The feature encoder and the context network; the latter is None where the former's last channels serve."""
+    """The feature encoder and the context network, which is None where the encoder's last channels are the context."""
     widths: dict[str, Any] = {
         "widths": size.encoder,
         "block": size.block,

@@ -1,4 +1,4 @@
-"""Loading and saving models: checkpoints of our own, safetensors with the configuration inside; shipped; published."""
+"""Loading and saving models: our checkpoints (safetensors with the configuration inside), shipped and published."""
 
 import contextlib
 import dataclasses
@@ -24,19 +24,19 @@ FORMAT = "deqflow-1"
 
 
 def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] | None = None) -> Path:
-    """Write weights, configuration and recipe to one safetensors file; the old file stays until the new is whole.
+    """Write weights, configuration and recipe to one safetensors file; an old file stays until the new one is complete.
 
     Args:
         estimator: made by :func:`deqflow.build` (a model put together by hand has no configuration to store). The
-            wrappers of torch.compile and of data parallelism are taken off.
-        path: where to, usually ``*.safetensors``.
-        recipe: anything json can hold on how the weights came about.
+            wrappers of torch.compile and of data parallelism are removed.
+        path: file to write, usually ``*.safetensors``.
+        recipe: how the weights were made, in anything that json can hold.
 
     Raises:
         ValueError: the estimator has no configuration.
         OSError: the folder can't be written to, or the disk is full.
     """
-    for wrapper in ("_orig_mod", "module", "_orig_mod"):  # of torch.compile, data parallelism, or one in the other
+    for wrapper in ("_orig_mod", "module", "_orig_mod"):  # of torch.compile, data parallelism, or one inside the other
         estimator = getattr(estimator, wrapper, estimator)
     if estimator.config is None:
         raise ValueError("save expects an estimator made by deqflow.build, got one without a configuration.")
@@ -52,7 +52,7 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Write a model's file under a temporary name and rename it, so that the old file stays until the new is whole.
+    """Write a model's file under a temporary name, then rename it: an old file stays until the new one is complete.
 
     Raises:
         OSError: the folder can't be written to, or the disk is full.
@@ -74,7 +74,7 @@ def read_metadata(name_or_path: str | Path) -> tuple[EstimatorConfig, dict[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged or none of ours.
+        CheckpointError: the file is damaged or is not one of ours.
     """
     path = _locate(name_or_path)
     if not path.is_file():
@@ -93,7 +93,7 @@ def read_metadata(name_or_path: str | Path) -> tuple[EstimatorConfig, dict[str, 
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """How the weights of any checkpoint file came about: the recipe in ours, the origin of a published one.
+    """How the weights of any checkpoint file were made: the recipe in one of ours, the origin of a published one.
 
     Raises:
         FileNotFoundError, CheckpointError: as for :func:`load_published`.
@@ -111,7 +111,7 @@ def load(name_or_path: str | Path) -> FlowEstimator:
             that deqflow wrote, or of one that :func:`load_published` knows.
 
     Raises:
-        FileNotFoundError: neither a known name nor a file, or there is no network.
+        FileNotFoundError: the argument is neither a known name nor a file, or there is no network.
         CheckpointError: the file or the download is damaged, does not fit its own configuration, or fits no model.
     """
     path = _locate(name_or_path, fetch=True)
@@ -128,19 +128,19 @@ def load(name_or_path: str | Path) -> FlowEstimator:
 def load_published(path: str | Path) -> FlowEstimator:
     """Load a published checkpoint, ready for evaluation on the CPU; the estimator's ``origin`` says what it is.
 
-    Known are DEQ-Flow (versions 1 and 2 in all sizes, with and without GMA, and TorchDEQ's), RAFT and RAFT-small,
-    GMA, SEA-RAFT S and M (L has M's weights), and torchvision's raft_large and raft_small. The model is recognised by
-    its tensors' names and shapes, and loaded strictly. Pickled code is never run. A checkpoint that deqflow wrote is
-    read by its own configuration.
+    The known checkpoints are those of DEQ-Flow (versions 1 and 2 in all sizes, with and without GMA, and TorchDEQ's),
+    RAFT and RAFT-small, GMA, SEA-RAFT S and M (L has M's weights), and torchvision's raft_large and raft_small. The
+    model is recognised by its tensors' names and shapes, and loaded strictly. Pickled code is never run. A checkpoint
+    that deqflow wrote is read by its own configuration.
 
     Args:
-        path: a file of torch.save or safetensors, whatever its suffix. The tensors may lie under "model", "state_dict"
-            or "model_state_dict", and their names carry the prefixes "module.", "_orig_mod." and "model.".
+        path: a file of torch.save or safetensors, whatever its suffix. The tensors may be under "model", "state_dict"
+            or "model_state_dict", and their names may have the prefixes "module.", "_orig_mod." and "model.".
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, holds more than tensors, or fits no known model; then the nearest
-            one is named with what differs.
+        CheckpointError: the file is damaged, holds more than tensors, or fits no known model; the error message
+            then names the nearest model and what differs.
     """
     path = Path(path)
     if path.is_file() and _is_ours(path):
@@ -149,7 +149,7 @@ def load_published(path: str | Path) -> FlowEstimator:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether deqflow wrote a file, in this version or another; a damaged one says nothing of that."""
+    """Whether any version of deqflow wrote a file; False where the file is too damaged to tell."""
     with contextlib.suppress(CheckpointError):
         return is_safetensors(path) and safetensors_metadata(path).get("format", "").startswith("deqflow-")
     return False

@@ -10,13 +10,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 Norm = Literal["instance", "batch", "none"]
-EPS = 1e-5  # PyTorch's, and so the published programs'
+EPS = 1e-5  # PyTorch's default, which the published programs use
 
 
 class InstanceNorm(nn.Module):
     """Normalises each channel of each sample to mean 0 and variance 1, with no parameters.
 
-    Our own, because PyTorch's leaves the channels-last layout, which costs more than the convolutions around it.
+    PyTorch's own layer gives up the channels-last layout, which costs more than the convolutions around it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ class _InstanceNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         half = x.element_size() == 2
-        if half and x.device.type == "cpu":  # sums in float32, but of squares: exact enough for half precision alone
+        if half and x.device.type == "cpu":  # sums squares in float32: exact enough for half precision only
             y, mean, scale = torch.native_group_norm(x, None, None, batch, channels, height * width, channels, EPS)
             mean, scale = (value.view(batch, channels, 1, 1) for value in (mean, scale))
-        else:  # full precision; or a GPU, whose group normalisation knows no channels-last
+        else:  # full precision; or a GPU, whose group normalisation does not support channels-last
             wide = x.float() if half else x
             mean = _mean(wide)
             y = wide - mean
@@ -45,7 +45,7 @@ class _InstanceNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        if torch.is_grad_enabled():  # mean and scale would be taken for constants
+        if torch.is_grad_enabled():  # mean and scale would be treated as constants
             raise RuntimeError("InstanceNorm gives first derivatives only, got create_graph=True.")
         x, mean, scale = ctx.saved_tensors
         (grad,) = grad_outputs
@@ -56,8 +56,8 @@ class _InstanceNorm(torch.autograd.Function):
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Mean over the pixels, (B, C, H, W) -> (B, C, 1, 1): on a CPU, a matrix product is fast in channels-last."""
-    if x.device.type != "cpu" or torch.compiler.is_exporting():  # a graph for any size can't store one over a size
+    """Mean over the pixels, (B, C, H, W) -> (B, C, 1, 1): on a CPU by a matrix product, fast in channels-last."""
+    if x.device.type != "cpu" or torch.compiler.is_exporting():  # a graph for any size can't store 1 / size
         return x.mean((2, 3), keepdim=True)
     rows = x.permute(0, 2, 3, 1)
     weights = x.new_full((1, x.shape[3]), 1 / x.shape[3])
@@ -74,7 +74,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class ResidualBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1x1, 3x3, 1x1 convolutions through a quarter of the channels, beside a shortcut."""
+    """1x1, 3x3 and 1x1 convolutions with a quarter of the channels between them, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class BottleneckBlock(nn.Module):
 
 
 def make_shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
-    """Identity where shapes agree, else a strided 1x1 convolution and a normalisation."""
+    """The identity if shapes agree, else a strided 1x1 convolution and a normalisation."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride), make_norm(norm, outputs))
@@ -172,10 +172,10 @@ def _initialise(module: nn.Module) -> None:
 
 
 def checkpointed(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Encode and keep the images alone for backward, which encodes them again (Chen et al. 2016).
+    """Encode and keep only the images for backward, which encodes them again (Chen et al. 2016).
 
-    One image at a time, so that the activations of one are alive at once; all together where batch normalisation
-    wants the statistics of all. These are updated once, in forward.
+    Images are encoded one at a time, so that only the activations of one are in memory; all together where batch
+    normalisation needs the statistics of all. The running statistics are updated once, in forward.
 
     Args:
         encoder: a module (B, 3, H, W) -> (B, C, h, w).
@@ -197,7 +197,7 @@ def checkpointed(encoder: nn.Module, images: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation leaves its running statistics as they are."""
+    """Within this context, batch normalisation leaves its running statistics as they are."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     counts = [

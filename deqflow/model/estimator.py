@@ -4,7 +4,7 @@ The state of the fixed point is hidden (B, Ch, h, w) and flow (B, 2, h, w) at 1/
 tensor (B, Ch + 2, h, w). The same class is the equilibrium model and its recurrent counterpart (RAFT, SEA-RAFT): they
 differ in the gradient mode, in where the state starts, and in what supervises them.
 
-A pair is prepared in three steps, and all that solves pairs goes through them::
+The flow of a pair is estimated in three steps, which all callers use::
 
     features1, features2 = estimator.encode(image1), estimator.encode(image2)
     problem = estimator.problem(features1, features2)
@@ -43,14 +43,14 @@ ONE_AT_A_TIME = 2**20  # pixels of a batch of images; larger ones are encoded on
 
 @dataclass
 class Features:
-    """A batch of images, encoded: what a frame needs to be the first or the second of a pair.
+    """A batch of encoded images: all that an image needs to be the first or the second of a pair.
 
     Attributes:
         matching: (B, C, h, w), what is correlated.
         images: (B, 3, 8 h, 8 w), padded, -1..1.
-        padding: by which they were padded.
-        context: (B, C, h, w), what the first image tells the update operator; None until it is asked for, where a
-            second network makes it (:meth:`FlowEstimator.problem`), and always where that one sees both images.
+        padding: the padding of the images.
+        context: (B, C, h, w), what the first image tells the update operator. If a second network computes it, it is
+            None until it is needed (:meth:`FlowEstimator.problem`), and always if that network sees both images.
     """
 
     matching: Tensor
@@ -72,27 +72,27 @@ class FlowEstimator(nn.Module):
 
     Args:
         feature_encoder: images -> matching features.
-        context_encoder: first image, or both -> context, and the hidden state's start if recurrent; None if the
+        context_encoder: first image, or both -> context, with the hidden state's start if recurrent; None if the
             feature encoder's last channels are the context.
         update: the update operator.
         upsampler: state -> flow at full size.
         equilibrium: the implicit layer that solves and differentiates.
         context_channels: how many channels of the encoder's output are context.
-        levels, radius: of the correlation lookup.
+        levels, radius: scales and window of the correlation lookup.
         recurrent, all_gradients, dropout: as in :class:`deqflow.model.sizes.EstimatorConfig`.
-        correlation: what is found at the end of the flow and how it is computed, see
+        correlation: what the lookup at the end of the flow returns and how it is computed, see
             :func:`deqflow.model.correlation.correlate`; may be changed, but not from or to "warped".
         checkpoint_encoders: keep the encoders' inputs for backward instead of their activations, which are computed
             again, an image at a time: less memory, more time. May be changed at any time.
-        checkpoint_updates: the same for each evaluation that a graph is recorded of, and for each upsampling: their
-            states are kept. Made for recurrent training, where all are. May be changed at any time.
+        checkpoint_updates: the same for each evaluation that is recorded in a graph, and for each upsampling: only
+            their states are kept. Meant for recurrent training, which records all. May be changed at any time.
         attraction: what draws the flow back before each evaluation, see :mod:`deqflow.model.attraction`; None for
             nothing, as the published models have it. May be changed at any time.
         stride: image pixels to a pixel of the state.
-        own_start: where a solve begins that is not given a state (:mod:`deqflow.model.start`); from zero, or from the
-            context if recurrent, if not given.
-        mixture_head: hidden state -> mixture (:mod:`deqflow.model.mixture`); None where the update gives one by
-            itself, or where there is none.
+        own_start: where a solve begins if it is not given a state (:mod:`deqflow.model.start`); if None, at zero, or
+            at the context for a recurrent model.
+        mixture_head: hidden state -> mixture (:mod:`deqflow.model.mixture`); None if the update operator computes the
+            mixture, or if there is none.
         config: stored in checkpoints; None for a model put together by hand.
         origin: where published weights come from, in words.
 
@@ -140,7 +140,7 @@ class FlowEstimator(nn.Module):
 
     @property
     def correlation(self) -> CorrelationName:
-        """What is found at the end of the flow and how it is computed (:func:`deqflow.model.correlation.correlate`)."""
+        """What the lookup returns and how it is computed, see :func:`deqflow.model.correlation.correlate`."""
         return self._correlation
 
     @correlation.setter
@@ -169,8 +169,8 @@ class FlowEstimator(nn.Module):
         """Estimate the flow from ``image1`` to ``image2``.
 
         A solve that diverges is tried again with damping, with a warning; see ``output.solve.status`` for how it ended.
-        A sample whose images are not finite fails alone, with a warning: its flow is NaN and its status says so. The
-        same goes for a sample in which NaN or infinity comes up later, as by overflow in float16.
+        A sample whose images are not finite fails alone, with a warning: its flow is NaN and its status says so. A
+        sample in which NaN or infinity appears later, for instance by overflow in float16, also fails alone.
 
         Args:
             image1, image2: (B, 3, H, W), RGB, 0..255, floating point of any precision or uint8, any size from 16x16.
@@ -179,11 +179,11 @@ class FlowEstimator(nn.Module):
             stop: budget and tolerance for this call; a tolerance is in full-size pixels unless the ``stop``
                 brings a norm of its own.
             max_evals, atol: budget or tolerance (in full-size pixels) alone, in place of those of ``stop``.
-            generator: of dropout's masks in training, on the CPU; torch's own if not given.
-            on_eval: called after each evaluation of a solve without a graph; the solve ends where it returns a true
+            generator: draws dropout's masks in training, on the CPU; torch's own if not given.
+            on_eval: called after each evaluation of a solve without a graph; the solve ends when it returns a true
                 value (:func:`deqflow.solvers.solve`).
-            record_graph: whether to record a graph to differentiate through. If None: in training, and where an image
-                or the start requires gradients. Never under ``torch.no_grad()``.
+            record_graph: whether to record a graph to differentiate through. If None: in training, and if an image
+                or the start requires gradients. Under ``torch.no_grad()`` none is recorded.
 
         Raises:
             TypeError: an image is not a tensor of floating point or uint8.
@@ -207,11 +207,11 @@ class FlowEstimator(nn.Module):
         return output
 
     def encode(self, image: Tensor, *, padding: Padding | None = None) -> Features:
-        """Encode a batch of images, each once for all pairs it is in.
+        """Encode a batch of images; each image needs it only once, for all pairs that it is in.
 
         Args:
             image: (B, 3, H, W), RGB, 0..255, floating point or uint8.
-            padding: how its sides are made to divide by the stride; centred, by replicating the border, if not given.
+            padding: how the sides are made divisible by the stride; centred, by replicating the border, if not given.
         """
         if padding is None:
             padding = Padding(image.shape[-2], image.shape[-1], self.stride)
@@ -225,7 +225,7 @@ class FlowEstimator(nn.Module):
     def problem(
         self, features1: Features, features2: Features, *, generator: torch.Generator | None = None
     ) -> FlowProblem:
-        """Return the fixed-point problem of a pair: the map f, its own start, and the way from states to the flow.
+        """Return the fixed-point problem of a pair: the map f, the model's own start, and how states become a flow.
 
         Dropout's masks are drawn here, once, from ``generator`` in training.
         """
@@ -276,7 +276,7 @@ class FlowEstimator(nn.Module):
         return dataclasses.replace(stop or self.equilibrium.stop_in(self.training), **changes)
 
     def _without(self, bad: Tensor, image1: Tensor, image2: Tensor, **options: Any) -> tuple[FlowOutput, str]:
-        """The output of a batch some of whose samples cannot be used, whose flow is NaN, and remarks on it."""
+        """The output of a batch in which the ``bad`` samples cannot be used: their flow is NaN; and remarks on it."""
         numbers = ", ".join(str(int(i)) for i in bad.nonzero())
         if self.training or bool(bad.all()):
             raise ValueError(
@@ -303,7 +303,7 @@ class FlowEstimator(nn.Module):
         """The context network's output; that of one image is kept with the image's features."""
         if features1.context is not None:
             return features1.context
-        assert self.context_encoder is not None  # where there is none, the features bring their context
+        assert self.context_encoder is not None  # without a context network, the features have their context
         if self.own_start.sees_both:
             return self._run_encoder(self.context_encoder, torch.cat([features1.images, features2.images], 1))
         features1.context = self._run_encoder(self.context_encoder, features1.images)
@@ -328,7 +328,7 @@ class FlowEstimator(nn.Module):
     def _run_encoder(self, encoder: nn.Module, images: Tensor) -> Tensor:
         if self.checkpoint_encoders and torch.is_grad_enabled():
             return checkpointed(encoder, images)
-        exporting = torch.compiler.is_exporting()  # to a graph that takes all sizes alike
+        exporting = torch.compiler.is_exporting()  # the graph must treat all sizes alike
         if not (torch.is_grad_enabled() or exporting) and images[:, 0].numel() > ONE_AT_A_TIME:
             return torch.cat([encoder(image[None]) for image in images])
         return encoder(images)

@@ -2,7 +2,7 @@
 
 A graph gives what ``estimator(image1, image2, stop=Stop(max_evals=evals, atol=0.0)).flow`` gives, for batches of images
 of any size from :func:`smallest_side` up, or of one size. It checks nothing and never stops early. Each evaluation is
-written out: ONNX of any size takes some ten seconds an evaluation to write (12: two minutes), of one size less.
+written out: writing ONNX for any size takes some ten seconds an evaluation (12: two minutes), for one size less.
 """
 
 import io
@@ -29,14 +29,14 @@ LARGEST_BATCH = 1024
 
 
 class FixedEvaluations(nn.Module):
-    """An estimator as one graph: pad, encode, evaluate so often, upsample, crop.
+    """An estimator as one graph: pad, encode, evaluate ``evals`` times, upsample, crop.
 
     Args:
-        estimator: whose solver is :class:`deqflow.solvers.Picard`, damped or not.
+        estimator: its solver must be :class:`deqflow.solvers.Picard`, damped or not.
         evals: number of evaluations.
 
     Raises:
-        ValueError: another solver, or less than one evaluation.
+        ValueError: the estimator has another solver, or there is less than one evaluation.
     """
 
     def __init__(self, estimator: FlowEstimator, evals: int) -> None:
@@ -97,7 +97,7 @@ def cropped_index(side: int, device: torch.device, stride: int = STRIDE) -> Tens
 
 
 def smallest_side(levels: int, stride: int = STRIDE) -> int:
-    """The smallest side of images of a graph for any size: one that leaves two pixels to the coarsest of the scales."""
+    """The smallest side of images in a graph for any size: the coarsest scale must keep two pixels."""
     return stride * 2**levels
 
 
@@ -105,7 +105,7 @@ def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | 
     """Trace an estimator with :func:`torch.export.export`.
 
     Args:
-        estimator: in evaluation mode, on the CPU; its weights become the graph's. It is left as it was.
+        estimator: in evaluation mode, on the CPU; its weights become the graph's. It is not changed.
         evals: number of evaluations.
         size: height and width of the images; any from :func:`smallest_side` up if not given.
 
@@ -118,17 +118,17 @@ def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | 
     if size is not None and min(size) < SMALLEST_SIDE:
         raise ValueError(f"Export expects images of at least 16 px a side, got {size[1]}x{size[0]} (width x height).")
     module = FixedEvaluations(estimator, evals).eval()
-    warped = estimator.correlation == "warped"  # which has no scales
+    warped = estimator.correlation == "warped"  # warped features have no scales
     smallest = SMALLEST_SIDE if warped else smallest_side(estimator.levels, estimator.stride)
-    shape = (2, 3, *(size or (smallest + 13, smallest + 45)))  # of two samples: an example of one would stay one
-    examples = torch.zeros(shape), torch.zeros(shape)  # one tensor given twice would become one input
+    shape = (2, 3, *(size or (smallest + 13, smallest + 45)))  # two samples: with one, the batch would be fixed at one
+    examples = torch.zeros(shape), torch.zeros(shape)  # the same tensor twice would become one input
     free = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
     if size is None:
         free |= {2 + i: Dim(name, min=smallest, max=LARGEST_SIDE) for i, name in enumerate(("height", "width"))}
     shapes: Any = {"image1": free, "image2": free}
     kept = estimator.correlation
     if not warped:
-        estimator.correlation = "volume"  # the lookup without it depends on where the flow points
+        estimator.correlation = "volume"  # the operations of "sampled" depend on where the flow points
     try:
         with torch.no_grad():
             return torch.export.export(
@@ -150,18 +150,18 @@ def export(
     size: tuple[int, int] | None = None,
     notes: dict[str, str] | None = None,
 ) -> Path:
-    """Write an estimator as a graph of inputs ``image1, image2`` (B, 3, H, W), RGB, 0..255, float32, and ``flow``.
+    """Write an estimator as a graph: inputs ``image1, image2`` (B, 3, H, W), RGB, 0..255, float32; output ``flow``.
 
     The configuration, the evaluations and the notes go into the file: ``metadata_props`` of ONNX, the extra file
     ``deqflow.json`` of torch.export.
 
     Args:
         estimator, evals, size: as for :func:`trace`.
-        path: where to, ending in .onnx or .pt2.
+        path: file to write, ending in .onnx or .pt2.
         notes: further strings to store.
 
     Raises:
-        ValueError: another suffix, or as for :func:`trace`.
+        ValueError: the path has another suffix, or as for :func:`trace`.
         ImportError: ONNX is asked for and its packages are missing.
     """
     path = Path(path)
@@ -203,10 +203,10 @@ class ExportedEstimator:
     """A written graph, run by onnxruntime (.onnx) or by torch (.pt2): images (B, 3, H, W) -> the flow (B, 2, H, W).
 
     Args:
-        path: of the file.
+        path: file to read, ending in .onnx or .pt2.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: the path has another suffix.
         FileNotFoundError: there is no such file.
         ImportError: onnxruntime is needed and missing.
     """
@@ -247,10 +247,10 @@ def parity(
     """Largest end-point difference in pixels between a written graph and its estimator, by height and width.
 
     Args:
-        estimator: the graph's.
-        path: of the graph.
-        evals: its number of evaluations.
-        pairs: images to compare on, (1, 3, H, W) each, RGB, 0..255; each pair of another size.
+        estimator: the estimator that the graph was made from.
+        path: file of the graph.
+        evals: the graph's number of evaluations.
+        pairs: images to compare on, (1, 3, H, W) each, RGB, 0..255; each pair has a different size.
     """
     run, differences = ExportedEstimator(path), {}
     stop = Stop(max_evals=evals, atol=0.0)

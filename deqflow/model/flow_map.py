@@ -11,18 +11,18 @@ from deqflow.model.correlation import Correlation
 
 
 class FlowMap:
-    """f(z) for a batch of pairs: a pure function, which may be called as often and from wherever one likes.
+    """f(z) for a batch of pairs: a pure function, which may be evaluated any number of times at any state.
 
     Args:
-        correlation: of the pairs.
+        correlation: the correlation of the pairs.
         context: (B, C, h, w).
         update: the update operator.
         attraction: what draws the flow back before each evaluation, if anything (:mod:`deqflow.model.attraction`).
         all_gradients: do not detach the flow inside the update.
         mask: what the lookup is multiplied by, (B, C, 1, 1), if anything.
-        checkpoint: where a graph is recorded, keep the state alone for backward, which evaluates again.
-        dtype: precision of the update operator's weights, in which it is given the state; that of the context if None.
-            The state itself keeps its own: places beyond column 128 have no fractions in bfloat16.
+        checkpoint: where a graph is recorded, keep only the state for backward, which evaluates again.
+        dtype: precision of the update operator's weights, to which its inputs are cast; that of the context if None.
+            The state keeps its own precision: in bfloat16, places beyond column 128 have no fractions.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FlowMap:
         return torch.cat([new_hidden.to(z.dtype), flow + increment.to(z.dtype)], 1)
 
     def subset(self, rows: Tensor) -> "FlowMap":
-        """The map of some of the samples, (b,) integers: what it does to their states is the same."""
+        """The map of some of the samples, (b,) integers; their states are mapped as before."""
         return FlowMap(
             self.correlation.subset(rows),
             self.context[rows],

@@ -49,8 +49,8 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
 def project_forward(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     """Carry values to the end of each flow vector, the reverse of :func:`warp`: ``out(p + flow(p)) = values(p)``.
 
-    Bilinear splatting: a value is shared out over the four pixels around its end, and each pixel takes the weighted
-    mean of what arrived there. What ends outside is lost.
+    Bilinear splatting: each value is shared among the four pixels around its end, and each pixel takes the weighted
+    mean of the values that arrived there. Values that end outside are lost.
 
     Args:
         values: (B, C, H, W).
@@ -65,7 +65,7 @@ def project_forward(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     somewhere = torch.isfinite(ends).all(1, keepdim=True)
     carried = torch.cat([values, torch.ones_like(values[:, :1])], 1).flatten(2)
     carried = torch.where(somewhere, carried, 0.0)  # values may be the flow itself, and 0 * NaN is NaN
-    # Ends far outside stay outside; within reach of whole numbers they can't overflow.
+    # Ends far outside are moved to just outside, so that their whole numbers can't overflow.
     corner = ends.nan_to_num(-2.0).floor().clamp(-2, max(height, width))
     offset = torch.where(somewhere, ends - corner, 0.0)
     total = carried.new_zeros(batch, channels + 1, height * width)
@@ -86,7 +86,7 @@ def fill_holes(values: Tensor, known: Tensor) -> Tensor:
 
     Args:
         values: (B, C, H, W).
-        known: (B, 1, H, W) booleans. A sample where nothing is known stays as it is.
+        known: (B, 1, H, W) booleans. A sample without known pixels stays as it is.
     """
     filled = values.clone()
     for i, mask in enumerate(known[:, 0]):
@@ -113,7 +113,7 @@ def enlarge_bilinear(values: Tensor, factor: int) -> Tensor:
 
 
 def upsample_convex(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
-    """Enlarge a flow field, each fine pixel a convex combination of 3x3 coarse neighbours, and scale its vectors.
+    """Enlarge a flow field and scale its vectors; each fine pixel is a convex combination of 3x3 coarse neighbours.
 
     Source: RAFT (Teed and Deng 2020), section 3.3.
 
@@ -142,8 +142,8 @@ class Padding:
     Args:
         height, width: of the images to come.
         multiple: what the padded sides divide by.
-        where: which place the image has in the padded one. "centre" splits the new rows and columns between both
-            sides; RAFT and DEQ-Flow do so on Sintel. "top" splits the columns only and puts all new rows below the
+        where: the place of the image in the padded one. "centre" splits the new rows and columns between both
+            sides; RAFT and DEQ-Flow do so on Sintel. "top" splits only the columns and puts all new rows below the
             image; they do so on KITTI.
     """
 

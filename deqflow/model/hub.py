@@ -1,8 +1,8 @@
-"""Published weights by name, fetched from their publishers on first use and kept in torch's cache.
+"""Published weights by name, downloaded from their publishers on first use and kept in torch's cache.
 
 >>> deqflow.load("raft-large")
 
-Nothing is fetched but what is named. What came is checked by its hash, or, where none is known, for being whole.
+Only the named file is downloaded. It is checked by its hash; if no hash is known, it must be a complete checkpoint.
 """
 
 import sys
@@ -21,14 +21,14 @@ SEA_RAFT = "https://huggingface.co/MemorySlices"
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """Where published weights are to be had.
+    """Where published weights can be downloaded.
 
     Attributes:
-        address: of the file.
-        file: its name in torch's cache.
-        sha256: the hash's first hexadecimal digits; empty where none is known.
-        licence: of the weights.
-        megabytes: to download, 10^6 bytes.
+        address: URL of the file.
+        file: name of the file in torch's cache.
+        sha256: the first hexadecimal digits of the file's hash; empty if none is known.
+        licence: licence of the weights.
+        megabytes: size of the download in 10^6 bytes.
     """
 
     address: str
@@ -56,14 +56,14 @@ PUBLISHED = {
 
 
 def fetched(name: str) -> Path:
-    """The path of published weights in torch's cache; they are downloaded where they are not there yet.
+    """The path of published weights in torch's cache; they are downloaded if they are not there yet.
 
     Args:
         name: a key of ``PUBLISHED``.
 
     Raises:
-        CheckpointError: what came is not what was published.
-        FileNotFoundError: nothing came.
+        CheckpointError: the download is damaged, or another file than was published.
+        FileNotFoundError: the download failed.
     """
     published = PUBLISHED[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / published.file
@@ -86,7 +86,7 @@ def fetched(name: str) -> Path:
 
 
 def _check(path: Path) -> None:
-    """Delete a file that is no whole checkpoint: torch.hub takes a cut download for a whole one."""
+    """Delete a file that is not a complete checkpoint: torch.hub does not notice that a download was cut off."""
     try:
         read_tensors(path)
     except CheckpointError:

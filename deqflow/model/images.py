@@ -1,4 +1,4 @@
-"""Images as an estimator takes them: what is checked, warned of and converted."""
+"""Checks of the images that an estimator is given: errors, and warnings about their range of values."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_SIDE = 16
-TOO_BRIGHT = 512  # well above 255, where images may overshoot that were made larger or sharper
+TOO_BRIGHT = 512  # well above 255: resized or sharpened images may exceed 255 a little
 NORMALISED = 8  # images normalised by mean and standard deviation stay below this, and have values below zero
 TWELVE_BITS = 16  # 4095 / 257: the largest value of 12 bits that were read as 16
 
@@ -60,7 +60,7 @@ def _check_tensor(name: str, image: object) -> None:
 
 
 def _advice(image1: Tensor, image2: Tensor) -> str:
-    """What is wrong with the range of values, and what to do; empty where nothing is."""
+    """What is wrong with the range of values, and what to do; empty if nothing is wrong."""
     image1, image2 = image1.detach(), image2.detach()
     highest = float(torch.maximum(image1.max(), image2.max()))
     if not highest < torch.inf:

@@ -1,23 +1,23 @@
-"""What a model says of its own error: at each pixel a mixture of two Laplace distributions (SEA-RAFT, section 3).
+"""A model's prediction of its own error: at each pixel a mixture of two Laplace distributions (SEA-RAFT, section 3).
 
-A mixture is (B, 4, H, W): two logits, then two log scales, as the head gives them. The first component's log scale
-counts between 0 and 10: it may be as wide as it needs to be. The second's counts as 0: it is what an ordinary error
-looks like, 1 px wide. Both components of the flow share one mixture.
+A mixture is (B, 4, H, W): two logits, then two log scales, as the head gives them. The first component's log scale is
+clamped to 0..10: it is for large errors. The second's is replaced by 0: it is for ordinary errors, 1 px wide. Both
+components of the flow share one mixture.
 """
 
 import torch
 from torch import Tensor, nn
 
 MIXTURE_CHANNELS = 4
-WIDEST = 10.0  # of the first component's log scale: e^10 px
+WIDEST = 10.0  # upper bound of the first component's log scale: e^10 px
 
 
 class MixtureHead(nn.Module):
-    """Hidden state -> mixture, for models whose update has no such head of its own.
+    """Hidden state -> mixture, for models whose update operator has no such head of its own.
 
     Args:
         hidden: channels of the hidden state.
-        width: of the layer between.
+        width: channels of the layer between.
     """
 
     def __init__(self, hidden: int, width: int) -> None:
@@ -40,7 +40,8 @@ def components(mixture: Tensor) -> tuple[Tensor, Tensor]:
 def expected_error(mixture: Tensor) -> Tensor:
     """Expected absolute error of each of the flow's two components in px: (B, 4, H, W) -> (B, H, W).
 
-    A Laplace distribution's mean absolute deviation is its scale, a mixture's the weighted mean of its components'.
+    The mean absolute deviation of a Laplace distribution is its scale; that of a mixture is the weighted mean of its
+    components' scales.
     """
     log_weights, log_scales = components(mixture)
     return (log_weights + log_scales).exp().sum(1)

@@ -30,13 +30,13 @@ class FlowOutput:
     Attributes:
         flow: (B, 2, H, W), from the first image to the second, x right, y down, in pixels.
         flows: the flow at each correction, oldest first; the last is ``flow``. One entry in evaluation.
-        state: hidden state and flow at the coarse size, from f(z): what a next solve may start from.
-        solve: the solver's account; its residual is the RMS change of the flow in full-size pixels, (B,).
-        padding: by which the images were padded.
+        state: hidden state and flow at the coarse size, from f(z); another solve may start from it.
+        solve: the solver's result; its residual is the RMS change of the flow in full-size pixels, (B,).
+        padding: the padding of the images.
         stride: image pixels to a pixel of the state.
-        mixtures: the mixture at each correction, (B, 4, H, W) each, as :attr:`mixture`; empty where the model has none.
-        scale: by which the images given were resized before they were estimated: a mixture's scales are in pixels of
-            the resized images.
+        mixtures: the mixture at each correction, (B, 4, H, W) each, as :attr:`mixture`; empty if the model has none.
+        scale: factor by which the given images were resized before the solve: a mixture's scales are in pixels of the
+            resized images.
     """
 
     flow: Tensor
@@ -50,7 +50,7 @@ class FlowOutput:
 
     @property
     def mixture(self) -> Tensor | None:
-        """What the model says of its own error (:mod:`deqflow.model.mixture`), (B, 4, H, W); None if it says nothing.
+        """The model's prediction of its error (:mod:`deqflow.model.mixture`), (B, 4, H, W); None if it has none.
 
         Two logits and two log scales at full size, as the head gives them, unclamped.
         """
@@ -70,8 +70,8 @@ class FlowOutput:
     def residual_map(self) -> Tensor:
         """How far the reported evaluation moved the flow at each pixel, (B, H, W), in full-size pixels.
 
-        Bilinear between the coarse pixels; its root mean square there is ``solve.residual`` times the root of 2,
-        which counts both components as one length.
+        It is bilinear between the coarse pixels. Its root mean square over them is ``solve.residual`` times the root
+        of 2, because it measures the length of a vector and the residual measures single components.
         """
         return movement_map(self._moved.flow, self.padding, self.stride)
 
@@ -99,10 +99,10 @@ class FlowOutput:
         return flow[0] if len(flow) == 1 else flow
 
     def show(self) -> Any:
-        """The flow of the first pair as a PIL image in Middlebury's colours; a notebook shows it."""
+        """The flow of the first pair as a PIL image in Middlebury's colours; a notebook displays it."""
         from PIL import Image
 
-        from deqflow import flow_to_rgb  # the package's own name: the model itself knows no colours
+        from deqflow import flow_to_rgb  # imported here: the model does not depend on colours
 
         return Image.fromarray(flow_to_rgb(self.flow[0].detach().float().cpu()))
 
@@ -119,7 +119,7 @@ class FlowOutput:
             raise ValueError(
                 f"save expects the output of one pair, got {len(self.flow)}: call deqflow.write_flow for each."
             )
-        from deqflow import flow_to_rgb, write_flow, write_image  # the model itself knows no file formats
+        from deqflow import flow_to_rgb, write_flow, write_image  # the model does not depend on file formats
 
         flow, suffix = self.flow[0].detach().float().cpu(), Path(path).suffix.lower()
         if suffix in COLOURED:

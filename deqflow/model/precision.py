@@ -5,8 +5,8 @@ from functools import cache
 
 import torch
 
-PROBE_SIDE = 384  # of the square matrices that are multiplied; a processor that emulates bfloat16 takes 0.1 s
-WORTH_IT = 1.2  # bfloat16 has to be this much faster than float32, for it costs accuracy
+PROBE_SIDE = 384  # rows of the square matrices that are multiplied; a processor that emulates bfloat16 takes 0.1 s
+WORTH_IT = 1.2  # bfloat16 must be faster than float32 by this factor, because it costs accuracy
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -40,8 +40,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 def fast_precision(device: str | torch.device = "auto") -> torch.dtype:
     """The precision in which a device multiplies matrices fast: bfloat16, or float32 where bfloat16 is emulated.
 
-    The device's capabilities are asked first. Only if they leave it open, two short matrix products are timed. The
-    answer is kept for the process.
+    The device's capabilities are checked first. Only if they do not tell, two short matrix products are timed. The
+    answer is kept as long as the process runs.
 
     Args:
         device: a device, or a name for :func:`choose_device`.
@@ -82,9 +82,9 @@ def product_speed(device: torch.device, dtype: torch.dtype, *, side: int = PROBE
     """Operations a second of the product of two square matrices: the best of some repeats, after one that is not timed.
 
     Args:
-        device: where to multiply.
-        dtype: of the matrices.
-        side: of the matrices.
+        device: the device that multiplies.
+        dtype: precision of the matrices.
+        side: rows of the matrices.
         repeats: how many products are timed.
     """
     matrix = torch.ones(side, side, dtype=dtype, device=device)

@@ -39,10 +39,10 @@ class FlowProblem:
     """Find z with f(z) = z, where z is a packed state (B, Ch + 2, h, w); made by ``FlowEstimator.problem``.
 
     Attributes:
-        estimator: whose problem it is: its equilibrium solves, its upsampler leads to full size.
+        estimator: the model: its equilibrium solves, its upsampler gives the flow at full size.
         f: the map.
         z0: the model's own start.
-        padding: by which the images were padded.
+        padding: the padding of the images.
     """
 
     estimator: Solves
@@ -80,7 +80,7 @@ class FlowProblem:
         return self.padding.crop(flow), None if mixture is None else self.padding.crop(mixture)
 
     def movement(self, difference: Tensor) -> Tensor:
-        """How far the flow moves at each pixel, from a difference of packed states: (B, H, W), in pixels."""
+        """How far the flow moves at each pixel, computed from a difference of packed states: (B, H, W), in pixels."""
         return movement_map(FlowState.unpack(difference).flow, self.padding, self.estimator.stride)
 
     def solve(
@@ -93,7 +93,7 @@ class FlowProblem:
     ) -> FlowOutput:
         """Solve the problem; options as of :meth:`FlowEstimator.forward`, and a start may be packed already.
 
-        Records a graph wherever the caller's gradient mode says so.
+        A graph is recorded if the caller's gradient mode is on.
         """
         output, remarks = self.solve_with_remarks(start=start, rule=rule, stop=stop, on_eval=on_eval)
         if remarks:
@@ -108,7 +108,7 @@ class FlowProblem:
         stop: Stop | None = None,
         on_eval: OnEval | None = None,
     ) -> tuple[FlowOutput, str]:
-        """As :meth:`solve`, with what there is to warn of instead of a warning."""
+        """As :meth:`solve`, but the text of warnings is returned and no warning is given; empty if there is none."""
         estimator, began = self.estimator, time.monotonic()
         stop = (stop or estimator.equilibrium.stop_in(estimator.training)).measured_by(self.residual)
         z0 = self.start(start) if isinstance(start, FlowState) else self.z0 if start is None else start
@@ -132,7 +132,7 @@ class FlowProblem:
 
 
 def with_failures(result: SolverResult, flow: Tensor) -> tuple[SolverResult, str]:
-    """The result with a status for samples whose flow (B, 2, H, W) is not finite, and a sentence on all that failed."""
+    """The result with a status for samples whose flow (B, 2, H, W) is not finite, and a remark on all that failed."""
     lost = ~torch.isfinite(flow).flatten(1).all(1)
     result = dataclasses.replace(result, status=result.status.masked_fill(lost, int(Status.NON_FINITE)))
     failed = result.status == Status.NON_FINITE

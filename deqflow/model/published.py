@@ -12,7 +12,7 @@ from deqflow.model.tensor_files import CheckpointError, plain_names, read_tensor
 
 Rules = tuple[tuple[str, str], ...]
 
-# Published names to ours: within each table the first pattern that fits decides.
+# Tables from published names to ours: within each table the first pattern that matches decides.
 _STAGE = r"layer(\d)\.(\d)\."
 _ENCODER: Rules = (
     (_STAGE + r"downsample\.", r"stages.\1.\2.shortcut."),
@@ -73,7 +73,7 @@ _TORCHVISION_UPDATE: Rules = (
 _GATE = re.compile(r"update_block\.(?:gru\.conv([zrq])(\d?)|recurrent_block\.convgru(\d)\.conv([zrq]))\.(\w+)")
 _GATES = "zrq"  # the order of ConvGRU's rows: update, reset, candidate
 __all__ = ["from_published", "read_tensors", "translate"]
-_OURS = ("feature_encoder.stem.", "feature_encoder.stages.")  # what no published name begins with
+_OURS = ("feature_encoder.stem.", "feature_encoder.stages.")  # no published name begins with these
 _LENGTH, _DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
 
 
@@ -81,7 +81,7 @@ def from_published(tensors: dict[str, Tensor], *, source: str = "the state dict"
     """Build the model that published tensors belong to and load them strictly; see :func:`deqflow.load_published`.
 
     Raises:
-        CheckpointError: they fit no model that is known.
+        CheckpointError: the tensors fit no known model.
     """
     tensors = plain_names(tensors)
     if any(name.startswith(_OURS) for name in tensors):
@@ -96,7 +96,7 @@ def from_published(tensors: dict[str, Tensor], *, source: str = "the state dict"
     nearest, fewest = "", None
     options = _options(ours)
     for size in SIZES:
-        for recurrent in (True, False):  # SEA-RAFT's names are alike; it is published as a recurrent model
+        for recurrent in (True, False):  # both fit SEA-RAFT, which is published as a recurrent model
             with torch.device("meta"):
                 candidate = build(size, recurrent=recurrent, **options)
             expected = {name: tuple(tensor.shape) for name, tensor in candidate.state_dict().items()}
@@ -143,14 +143,14 @@ def _as_convolution(name: str, tensor: Tensor) -> Tensor:
 
 
 def _unread(name: str, tensors: dict[str, Tensor]) -> bool:
-    """What no model reads: tables of positions (attention is on content alone), and a module that is listed twice."""
+    """Whether no model reads a tensor: a table of positions (attention uses content alone), or one listed twice."""
     return bool(re.match(r"attn?\.pos_emb\.", name)) or _of_the_shortcut(name, tensors) in tensors
 
 
 def _of_the_shortcut(name: str, tensors: dict[str, Tensor]) -> str | None:
-    """The other name of a shortcut's normalisation, which programs list as the block's last one too; else None.
+    """The shortcut's name of a normalisation that programs also list as the last of its block; None for other tensors.
 
-    A safetensors file has such a module once, and it may be under either name.
+    A safetensors file has such a module once, under either name.
     """
     norm = re.match(r"([fc]net\.layer\d\.\d\.)(norm|bn)(\d)\.", name)
     if not norm or f"{norm[1]}downsample.0.weight" not in tensors:
@@ -192,7 +192,7 @@ def _parameter(name: str) -> str:
 
 
 def _options(ours: dict[str, Tensor]) -> dict:
-    """What the tensors' names say about the architecture, as arguments of :func:`deqflow.build`."""
+    """The architecture that the tensors' names imply, as arguments of :func:`deqflow.build`."""
     update: UpdateName | None = None
     if "update.aggregation.gamma" in ours:
         update = "gma"
@@ -211,7 +211,7 @@ def _options(ours: dict[str, Tensor]) -> dict:
 
 
 def _reparametrise(ours: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """Give single convolutions the parametrisation that is expected of them: length and direction, or one weight."""
+    """Give each convolution the parametrisation that is expected: length and direction, or one weight."""
     fitted = dict(ours)
     for name in ours:
         module, _, parameter = name.rpartition(".weight")
@@ -255,6 +255,6 @@ def _describe(estimator: FlowEstimator) -> str:
 
 
 def _both_names(differing: list[str], tensors: dict[str, Tensor]) -> list[str]:
-    """For each of our names the published one that leads to it, where there is one."""
+    """For each of our names the published name that is translated to it, if there is one."""
     published = {_rename(name): name for name in tensors}
     return [published.get(name, f"{name} (missing, by deqflow's name)") for name in differing]

@@ -1,4 +1,4 @@
-"""Fixed-point reuse from scale to scale: a solve on enlarged images starts from the end of one on smaller images.
+"""Fixed-point reuse from scale to scale: a solve on enlarged images starts from the solution on smaller images.
 
 The state has an eighth of the images' size, which blurs motion at edges and small motion altogether. On images made
 twice as large it has a quarter. The coarse solve finds motion that is too large for the fine one.
@@ -25,10 +25,10 @@ class ScaledOutput:
     """The flow, and how it was found.
 
     Attributes:
-        flow: (B, 2, H, W), of the images as they were given, in their pixels.
-        outputs: of the estimator at each scale. Their flow is in pixels of the images at that scale, but the solver's
-            residuals are in pixels of the images given.
-        scale: the last one.
+        flow: (B, 2, H, W), at the size of the given images, in their pixels.
+        outputs: the estimator's output at each scale. Its flow is in pixels of the images at that scale, but the
+            solver's residuals are in pixels of the given images.
+        scale: the last scale.
     """
 
     flow: Tensor
@@ -37,7 +37,7 @@ class ScaledOutput:
 
     @property
     def output(self) -> FlowOutput:
-        """The last output with flow and mixture, if there is one, at the size of the images as they were given."""
+        """The last output, with its flow and its mixture (if there is one) at the size of the given images."""
         last, size = self.outputs[-1], list(self.flow.shape[-2:])
         mixtures = last.mixtures
         if self.scale != 1:
@@ -54,10 +54,10 @@ def estimate_at_scales(
     rule: Rule | None = None,
     stop: Stop | None = None,
 ) -> ScaledOutput:
-    """Estimate the flow of resized images, size after size, each solve started from the last one's state.
+    """Estimate the flow of resized images, one scale after another; each solve starts from the state of the last.
 
     Args:
-        estimator: of the flow, in evaluation mode. Gradients reach the last solve alone.
+        estimator: in evaluation mode. Gradients reach only the last solve.
         image1, image2: as the estimator takes them.
         scales: factors by which the images are resized, ascending. Time and memory grow with their squares.
         rule: solver; the model's own if not given.
@@ -65,7 +65,7 @@ def estimate_at_scales(
             given.
 
     Raises:
-        TypeError, ValueError: as the estimator has it, or ``scales`` are not ascending, or leave less than 16 px.
+        TypeError, ValueError: as for the estimator; or ``scales`` are not ascending, or leave less than 16 px.
     """
     check_images(image1, image2)
     height, width = image1.shape[-2:]
@@ -91,7 +91,7 @@ def check_scales(scales: Sequence[float], height: int | None = None, width: int 
 
 
 def resize_images(images: Tensor, scale: float) -> Tensor:
-    """(B, 3, H, W) -> (B, 3, round(scale H), round(scale W)), bilinear; single precision from half."""
+    """(B, 3, H, W) -> (B, 3, round(scale H), round(scale W)), bilinear; half precision becomes single."""
     if scale == 1:
         return images
     size = [round(scale * side) for side in images.shape[-2:]]
@@ -109,10 +109,10 @@ def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
 
 
 def carry_to_scale(output: FlowOutput, images: Tensor) -> FlowState:
-    """The state of an output, to start from for the same images resized to ``images`` (B, 3, H, W).
+    """The state of an output as a start for the same images, resized to ``images`` (B, 3, H, W).
 
-    It is sampled where each coarse pixel of the new images lies in the old ones, and its flow scaled by the ratio of
-    the images' sizes: their padded sizes have another one. Zero where the old state is not finite.
+    The state is sampled where each coarse pixel of the new images lies in the old ones. Its flow is scaled by the
+    ratio of the images' sizes, not of their padded sizes. It is zero where the old state is not finite.
     """
     old, stride = output.state.pack().detach().float().nan_to_num(0.0, 0.0, 0.0), output.stride
     (height, width), (old_height, old_width) = images.shape[-2:], output.flow.shape[-2:]
@@ -128,7 +128,7 @@ def carry_to_scale(output: FlowOutput, images: Tensor) -> FlowState:
 
 
 def stop_at_scale(stop: Stop, scale: float, stride: int) -> Stop:
-    """The same stop for resized images: its residual, if that is the flow's, in pixels of those given."""
+    """The same stop for resized images: if its norm is the flow's, residuals are in pixels of the given images."""
     if scale == 1 or not (stop.norm is None or isinstance(stop.norm, FlowResidual)):
         return stop
     return dataclasses.replace(stop, norm=FlowResidual(stride, scale))

@@ -1,7 +1,7 @@
-"""SEA-RAFT's parts (Wang, Lipson and Deng, ECCV 2024): no gated unit but ConvNeXt blocks, and a context of both images.
+"""SEA-RAFT's parts (Wang, Lipson and Deng, ECCV 2024): ConvNeXt blocks instead of gated units, context of both images.
 
 Its feature pyramid halves features bilinearly. At half size that is the mean of 2x2 pixels, and correlation is linear
-in the features, so that it equals the pooled volume of :mod:`deqflow.model.correlation`.
+in the features, so the result equals the pooled volume of :mod:`deqflow.model.correlation`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Step = Callable[[Tensor, Tensor], Tensor]  # hidden (B, Ch, h, w), motion (B, C,
 class PairContext(Encoder):
     """A context network that sees both images: an encoder of (B, 6, H, W), and a 3x3 convolution.
 
-    Takes what :class:`~deqflow.model.encoders.Encoder` takes, but for ``inputs``.
+    It takes the arguments of :class:`~deqflow.model.encoders.Encoder` except ``inputs``.
     """
 
     def __init__(self, *, outputs: int, **options) -> None:
@@ -58,8 +58,8 @@ class ConvNextBlock(nn.Module):
     def prepare(self, context: Tensor) -> Step:
         """Return the map (hidden, motion) -> hidden for a solve.
 
-        The context's shares are computed here. What follows the GELU is linear, so that ``narrow``, ``gamma`` and
-        ``merge`` become one convolution, ``through``.
+        The context's shares are computed here. All operations after the GELU are linear, so that ``narrow``,
+        ``gamma`` and ``merge`` become one convolution, ``through``.
         """
         own, after = slice(self.hidden, self.hidden + self.context), slice(self.hidden + self.context, None)
         on_hidden, on_motion = (fixed(self.depthwise, outputs=rows) for rows in (slice(self.hidden), after))
@@ -98,7 +98,7 @@ class SeaUpdate(nn.Module):
     Args:
         hidden, context, motion: channels of the state, of the context, of the motion features.
         correlation: channels of the correlation lookup.
-        correlation_widths, flow_widths: of the motion encoder.
+        correlation_widths, flow_widths: widths of the motion encoder.
         head: width of the head.
         weight_norm: parametrise each convolution by length and direction.
         blocks: number of ConvNeXt blocks.

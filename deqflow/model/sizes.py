@@ -1,4 +1,4 @@
-"""The table of sizes, and what names an architecture."""
+"""The table of sizes, and the configuration that names an architecture."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +13,7 @@ class Size:
     """Widths of a model, in channels (published tables; RAFT's radius and levels).
 
     Attributes:
-        hidden, context: of the state and of the context.
+        hidden, context: channels of the hidden state and of the context.
         features: matching features of the encoder.
         motion: motion features, the flow itself included.
         correlation, flow: widths of the motion encoder's two branches.
@@ -21,13 +21,14 @@ class Size:
         encoder: the stem and the three stages.
         depths: blocks in each stage.
         block: kind of residual block.
-        context_norm: of the context encoder; "shared" has no such encoder, the features' last channels serve.
-        radius, levels: of the correlation lookup.
+        context_norm: normalisation of the context encoder; "shared" has no such encoder: the context is the last
+            channels of the feature encoder.
+        radius, levels: window and scales of the correlation lookup.
         update: the update operator that the size was published with.
-        upsampling: to full size.
-        feature_norm: of the feature encoder.
-        context_of: what the context network sees: the first image, or both; then it gives the start too.
-        updates: of the recurrent model, as published.
+        upsampling: how the flow is upsampled to full size.
+        feature_norm: normalisation of the feature encoder.
+        context_of: what the context network sees: the first image, or both; if both, it gives the start too.
+        updates: number of updates of the recurrent model, as published.
         stride: image pixels to a pixel of the state, 8 or 4.
         found: what the update sees at the end of the flow (:mod:`deqflow.model.correlation`).
     """
@@ -56,7 +57,7 @@ class Size:
 
     @property
     def lookup(self) -> int:
-        """Channels of what is found at the end of the flow."""
+        """Channels of the lookup at the end of the flow."""
         if self.found == "warped":
             return 2 * self.features
         return self.levels * (2 * self.radius + 1) ** 2
@@ -80,7 +81,7 @@ def _scaled(width: int, motion: int, correlation: tuple[int, int], flow: tuple[i
     )
 
 
-# Ours, for a laptop: one encoder whose output is split into features and context, convex upsampling.
+# Our own size, for a laptop: one encoder whose output is split into features and context, convex upsampling.
 MINI = Size(
     hidden=64,
     context=64,
@@ -133,16 +134,16 @@ class EstimatorConfig:
     Attributes:
         size: a key of ``SIZES``.
         update: the update operator; the size's own if None.
-        recurrent: hidden state starts at tanh of the context encoder's output (RAFT) instead of zero.
-        weight_norm: on every convolution of the update operator.
+        recurrent: the hidden state starts at tanh of the context encoder's output (RAFT) instead of zero.
+        weight_norm: every convolution of the update operator has weight normalisation.
         all_gradients: the flow is not detached inside the update.
-        damping: of the solver's steps and of phantom gradients; 1 is none.
+        damping: damping of the solver's steps and of phantom gradients; 1 means none.
         dropout: share of channels that training hides from the update, the same ones throughout a solve.
         flow_head: width of the flow head; the size's own if None (DEQ-Flow version 1 had 256 in all sizes).
-        max_evals, atol: stopping rule in evaluation, ``atol`` in full-size pixels.
+        max_evals, atol: stopping rule in evaluation mode, ``atol`` in full-size pixels.
         attraction: what draws the flow back before each evaluation (:mod:`deqflow.model.attraction`).
-        attraction_strength, attraction_temperature: of it, or what it begins with where it is learned.
-        mixture: the model says what error it expects (:mod:`deqflow.model.mixture`).
+        attraction_strength, attraction_temperature: of the attraction; initial values where it is learned.
+        mixture: the model predicts its error (:mod:`deqflow.model.mixture`).
         correlation: "warped" for warped features in a size that has a correlation, "auto" for a correlation in a size
             that has warped features; else None.
     """

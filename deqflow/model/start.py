@@ -1,6 +1,6 @@
-"""Where a solve begins: the hidden state and the flow of a pair, and its context, read off the context network.
+"""Where a solve begins: the hidden state, the flow and the context of a pair, from the context network's output.
 
-An equilibrium model starts from zero, for its fixed point does not depend on the start. RAFT's hidden state starts
+An equilibrium model starts from zero, because its fixed point does not depend on the start. RAFT's hidden state starts
 from the context. SEA-RAFT's context network sees both images, so that its hidden state already implies a first flow.
 """
 
@@ -13,7 +13,7 @@ from deqflow.model.state import FlowState
 
 
 class OwnStart(Protocol):
-    """How a :class:`deqflow.model.estimator.FlowEstimator` starts where it is not given a state.
+    """How a :class:`deqflow.model.estimator.FlowEstimator` starts if it is not given a state.
 
     Attributes:
         gives_hidden: whether the first channels of the context network are a hidden state.
@@ -28,7 +28,7 @@ class OwnStart(Protocol):
 
         Args:
             encoded: (B, C, h, w), the context network's output.
-            like: any tensor of the precision that the state is to have.
+            like: a tensor from which the state takes its device and its precision (see :func:`state_dtype`).
             update: the update operator.
         """
         ...
@@ -47,7 +47,7 @@ class FromZero:
 
 
 class FromContext:
-    """The hidden state starts at the tangent of the network's first channels, the flow at zero (RAFT)."""
+    """The hidden state starts at tanh of the network's first channels, the flow at zero (RAFT)."""
 
     gives_hidden, sees_both = True, False
 
@@ -61,7 +61,7 @@ class FromContext:
 class FromBoth:
     """A network that sees both images gives hidden state and context as they are, and a first flow (SEA-RAFT).
 
-    The first flow is what the update's head reads off the hidden state. It is zero with an operator of one's own that
+    The first flow is what the update operator's head predicts from the hidden state. It is zero for an operator that
     has no method ``first_flow(hidden)``.
     """
 
@@ -77,9 +77,9 @@ class FromBoth:
 
 def zero_flow(hidden: Tensor) -> Tensor:
     """(B, Ch, h, w) -> zeros (B, 2, h, w)."""
-    return hidden.new_zeros(hidden.shape[0], 2, *hidden.shape[-2:])  # in a graph len() would fix the batch
+    return hidden.new_zeros(hidden.shape[0], 2, *hidden.shape[-2:])  # len() would fix the batch size in a graph
 
 
 def state_dtype(like: Tensor) -> torch.dtype:
-    """The state's precision: float32 or better, for half precision loses places far from the image's corner."""
+    """The state's precision: float32 or better, because half precision is too coarse far from the image's corner."""
     return torch.promote_types(like.dtype, torch.float32)

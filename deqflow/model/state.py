@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deqflow.solvers import rms
 
-STRIDE = 8  # pixels of the image to a pixel of the state, in all models but those that say otherwise
+STRIDE = 8  # image pixels to a pixel of the state, unless a model has another stride
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class FlowState:
     flow: Tensor
 
     def pack(self) -> Tensor:
-        """As solvers take it: one tensor (B, Ch + 2, h, w)."""
+        """The packed state, as solvers take it: one tensor (B, Ch + 2, h, w)."""
         return torch.cat([self.hidden, self.flow], 1)
 
     @classmethod
@@ -33,7 +33,7 @@ class FlowResidual:
 
     Attributes:
         stride: image pixels to a pixel of the state.
-        scale: by which the images given were resized before they were encoded.
+        scale: factor by which the given images were resized before they were encoded.
     """
 
     stride: int = STRIDE

@@ -1,7 +1,7 @@
-"""Reading tensors by name from any checkpoint file, without running what is pickled in it.
+"""Reading tensors by name from any checkpoint file, without running pickled code.
 
-A file's content decides how it is read, not its suffix. Training programs wrap what they save: under a key such as
-"state_dict", or by a prefix such as "module." of data parallelism. Both are taken off here.
+A file's content decides how it is read, not its suffix. Training programs wrap what they save: in a dictionary under a
+key such as "state_dict", or by a prefix such as "module." of data parallelism. Both are removed here.
 """
 
 import pickle
@@ -15,14 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-_SAVED = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin: a zip archive, or before that a pickle
-KEYS = ("model", "state_dict", "model_state_dict")  # under which programs keep a model's tensors
+_SAVED = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin: a zip archive, or a pickle in old files
+KEYS = ("model", "state_dict", "model_state_dict")  # keys under which programs save a model's tensors
 _WRAPPER = re.compile(r"(?:(?<=\.)|\A)(?:module|_orig_mod)\.")  # of data parallelism, and of torch.compile
-_OUTER = "model."  # what a training framework calls the model in its own module
+_OUTER = "model."  # the name that a training framework gives the model in its own module
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, or is not what it was taken for."""
+    """A checkpoint is damaged, or is not of the expected kind."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         if is_safetensors(path):
             return plain_names(load_file(path))
-        with path.open("rb") as file:  # given a path, torch.load goes by its suffix
+        with path.open("rb") as file:  # given a path, torch.load would use its suffix
             if not file.read(4).startswith(_SAVED):
                 raise CheckpointError(
                     f"{path} can't be read as a checkpoint: it is not a checkpoint. Expected a file that torch.save "
@@ -49,11 +49,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except (CheckpointError, pickle.UnpicklingError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(  # the unpickler's own text tells how to run the code in the file
+        raise CheckpointError(  # the unpickler's own error message says how to run the code in the file
             f"{path} can't be read as a checkpoint: it is damaged, or holds code instead of plain tensors. Code in a "
             "checkpoint is never run."
         ) from error
-    except Exception as error:  # an unpickler stumbles over damaged bytes in any way there is
+    except Exception as error:  # damaged bytes may raise any exception in an unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} can't be read as a checkpoint ({reason}): it is damaged, or holds code instead of plain tensors."
@@ -68,13 +68,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file's first bytes are a safetensors header; by its suffix where they say neither this nor that."""
+    """Whether a file's first bytes are a safetensors header; if they do not tell its format, its suffix decides."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return True
-    pickled = head[:1] == b"\x80" and head[1:2] <= b"\x05"  # and then the protocol's number
+    pickled = head[:1] == b"\x80" and head[1:2] <= b"\x05"  # followed by the protocol's number
     return path.suffix == ".safetensors" and not (zipfile.is_zipfile(path) or pickled)
 
 
@@ -94,7 +94,7 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 
 
 def unwrapped(content: Any) -> Any:
-    """What lies under the keys by which training programs keep a model's tensors, level by level."""
+    """The content under the keys by which training programs save a model's tensors, level by level."""
     while isinstance(content, dict):
         inner = next((content[key] for key in KEYS if isinstance(content.get(key), dict)), None)
         if inner is None:
@@ -104,10 +104,10 @@ def unwrapped(content: Any) -> Any:
 
 
 def plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without the names of wrappers: "module." and "_orig_mod." anywhere, "model." before all.
+    """The same tensors without the names of wrappers: "module." and "_orig_mod." anywhere, "model." if all have it.
 
     Raises:
-        CheckpointError: two tensors would have one name.
+        CheckpointError: two tensors would have the same name.
     """
     names = {name: _WRAPPER.sub("", name) for name in tensors}
     while names and all(name.startswith(_OUTER) for name in names.values()):
@@ -127,7 +127,7 @@ def _is_named(content: Any) -> bool:
 
 
 def _what(content: Any) -> str:
-    """A content in words: its type, and of a dictionary the first that is not a tensor by name."""
+    """A content in words: its type, and for a dictionary its first entry that is not a tensor by name."""
     kind = type(content).__name__
     if not isinstance(content, dict):
         return kind

@@ -1,8 +1,8 @@
 """Update operators: one evaluation of f at 1/8 size (RAFT, section 3.3; paper section 3.1).
 
 An operator is a module with two methods. ``prepare(context)`` runs once a solve and returns whatever stays
-constant in it: effective weights, and the context's share of each gate. Calling it with a hidden state, a
-flow, the correlation found there, and what was prepared gives the next hidden state and a flow increment.
+constant in it: effective weights, and the context's share of each gate. Calling the operator with a hidden state, a
+flow, the lookup at its end, and these constants gives the next hidden state and a flow increment.
 Nothing in a call may depend on when it is made: f must stay the same map throughout a solve.
 """
 
@@ -17,9 +17,9 @@ from torch.nn.utils import parametrizations
 
 
 class UpdateOperator(Protocol):
-    """What :class:`deqflow.model.estimator.FlowEstimator` needs of an update; write your own as a ``nn.Module``.
+    """What a :class:`deqflow.model.estimator.FlowEstimator` needs as its update; write your own as an ``nn.Module``.
 
-    Two further methods are used where an operator has them: ``first_flow(hidden)`` gives the flow to start from
+    Two further methods are used if an operator has them: ``first_flow(hidden)`` gives the flow to start from
     (:mod:`deqflow.model.start`), ``mixture_of(hidden)`` a mixture (:mod:`deqflow.model.mixture`).
     """
 
@@ -51,7 +51,7 @@ class FixedConv:
 def fixed(conv: nn.Conv2d, inputs: slice = slice(None), outputs: slice = slice(None)) -> FixedConv:
     """Fix a convolution for a solve, or the part of it between some inputs and some outputs (its bias left out).
 
-    A convolution of each channel by itself (``groups`` as many as channels) is cut by its outputs alone.
+    A depthwise convolution (with as many ``groups`` as channels) may be cut by its outputs only.
     """
     whole = inputs == slice(None)
     weight = conv.weight[outputs, inputs]
@@ -75,8 +75,8 @@ class MotionEncoder(nn.Module):
 
     Args:
         correlation: channels of the correlation lookup.
-        correlation_widths: of one (RAFT-small) or two (RAFT) convolutions on it.
-        flow_widths: of two convolutions on the flow.
+        correlation_widths: widths of one (RAFT-small) or two (RAFT) convolutions on the correlation.
+        flow_widths: widths of two convolutions on the flow.
         outputs: channels of the result, the two of the flow included.
     """
 
@@ -130,7 +130,7 @@ class ConvGRU(nn.Module):
         constant_gates, constant_candidate = on_context.split([2 * h, h], 1)
         on_hidden = fixed(self.gates, inputs=slice(0, h))
         on_motion = fixed(self.gates, inputs=slice(h + c, None))
-        # Convolving [hidden, motion] at once beats two convolutions and a sum.
+        # One convolution of [hidden, motion] is faster than two convolutions and a sum.
         gates, candidate = (
             FixedConv(torch.cat([on_hidden.weight[rows], on_motion.weight[rows]], 1), None, on_hidden.padding)
             for rows in (slice(0, 2 * h), slice(2 * h, None))
@@ -147,7 +147,7 @@ class ConvGRU(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Hidden state -> flow increment, and whatever else a model reads off it."""
+    """Hidden state -> flow increment, and further outputs if a model has them."""
 
     def __init__(self, hidden: int, width: int, outputs: int = 2) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class FlowHead(nn.Module):
         self.conv2 = nn.Conv2d(width, outputs, 3, padding=1)
 
     def prepare(self, outputs: slice = slice(None)) -> Callable[[Tensor], Tensor]:
-        """Return the map (B, Ch, h, w) -> (B, outputs, h, w) for a solve, or that of some of the outputs."""
+        """Return the map (B, Ch, h, w) -> (B, outputs, h, w) for a solve, of all outputs or some."""
         conv1, conv2 = fixed(self.conv1), fixed(self.conv2, outputs=outputs)
         return lambda hidden: conv2(conv1(hidden).relu())
 
@@ -175,7 +175,7 @@ class RaftUpdate(nn.Module):
     Args:
         hidden, context, motion: channels of the state, of the context, of the motion features.
         correlation: channels of the correlation lookup.
-        correlation_widths, flow_widths: of the motion encoder.
+        correlation_widths, flow_widths: widths of the motion encoder.
         head: width of the flow head.
         separable: a 1x5 unit and then a 5x1 one (RAFT); else one 3x3 unit (RAFT-small).
         weight_norm: parametrise each convolution by length and direction (paper appendix: stabilises the solve).
@@ -221,8 +221,8 @@ class RaftUpdate(nn.Module):
 class GmaUpdate(RaftUpdate):
     """RAFT's update with global motion aggregation (Jiang et al. 2021): pixels that look alike share their motion.
 
-    One head of attention on the context's content alone, computed once a solve. Takes what :class:`RaftUpdate`
-    takes; the gated recurrent units see [context, motion, aggregated motion].
+    Attention has one head, uses the context's content alone, and is computed once a solve. The arguments are those of
+    :class:`RaftUpdate`; the gated recurrent units see [context, motion, aggregated motion].
     """
 
     def __init__(self, *, context: int, motion: int, weight_norm: bool, **widths: Any) -> None:
@@ -251,7 +251,7 @@ class Aggregation(nn.Module):
 
     Args:
         motion: channels of the motion features.
-        width: of the attention's head; where it differs from ``motion``, a projection leads back.
+        width: channels of the attention's head; if it differs from ``motion``, a projection maps back.
     """
 
     def __init__(self, motion: int, width: int) -> None:

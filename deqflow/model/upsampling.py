@@ -9,14 +9,14 @@ from deqflow.model.state import STRIDE, FlowState
 
 
 class Upsampler(Protocol):
-    """What :class:`deqflow.model.estimator.FlowEstimator` needs of an upsampler; write your own as a ``nn.Module``."""
+    """What :class:`deqflow.model.estimator.FlowEstimator` needs of an upsampler; write your own as an ``nn.Module``."""
 
     def __call__(self, state: FlowState) -> Tensor:
         """Return the flow at full size, (B, 2, s h, s w), in pixels."""
         ...
 
     def enlarge(self, hidden: Tensor, values: Tensor) -> Tensor:
-        """Enlarge any field (B, C, h, w) as the flow of this hidden state; used where there is a mixture."""
+        """Enlarge any field (B, C, h, w) as the flow of this hidden state is enlarged; used if there is a mixture."""
         ...
 
 
@@ -25,9 +25,9 @@ class ConvexUpsampler(nn.Module):
 
     Args:
         hidden: channels of the hidden state.
-        width: of the layer before the mask.
+        width: channels of the layer before the mask.
         stride: image pixels to a coarse pixel.
-        scale: of the mask: balances the gradient that reaches it against the one that reaches the flow (RAFT).
+        scale: factor of the mask; balances the gradient that reaches it against the one that reaches the flow (RAFT).
     """
 
     def __init__(self, hidden: int, width: int, stride: int = STRIDE, scale: float = 0.25) -> None:
@@ -41,7 +41,7 @@ class ConvexUpsampler(nn.Module):
 
     def enlarge(self, hidden: Tensor, values: Tensor) -> Tensor:
         """Enlarge any field (B, C, h, w) as the flow of this hidden state is enlarged: -> (B, C, s h, s w)."""
-        hidden = hidden.to(next(self.mask.parameters()).dtype)  # the state may have more digits than the weights
+        hidden = hidden.to(next(self.mask.parameters()).dtype)  # the state may be more precise than the weights
         return enlarge_convex(values, self.scale * self.mask(hidden).float(), self.stride)
 
 

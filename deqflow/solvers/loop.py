@@ -33,7 +33,7 @@ class Status(enum.IntEnum):
 
     @property
     def advice(self) -> str:
-        """A sentence on what to do about it."""
+        """What the user can do about it, in one sentence."""
         return {
             Status.CONVERGED: "Nothing to do.",
             Status.MAX_EVALS: "Raise Stop(max_evals=...), or loosen atol or rtol, or try another rule.",
@@ -46,8 +46,8 @@ class Status(enum.IntEnum):
 class Stop:
     """When to stop: a sample has converged once ``norm(f(z) - z) <= atol + rtol * norm(f(z))``.
 
-    With both tolerances 0 there is no early stop, but for a state with f(z) = z in every element, which no further
-    evaluation would change.
+    If both tolerances are 0, a sample stops early only where f(z) = z in every element: no further evaluation would
+    change its state.
 
     Args:
         max_evals: budget, in evaluations of ``f``; ``f`` is never called more often.
@@ -55,8 +55,8 @@ class Stop:
         rtol: tolerance relative to the size of ``f(z)``; 0 by default: a large flow does not excuse a large error.
         norm: per-sample norm, (B, ...) -> (B,). If None, the solver's own: :func:`rms` here, the RMS change of the
             flow in full-size pixels in a flow estimator.
-        max_seconds: time budget beside that in evaluations; the evaluation that exceeds it is the last. How far a
-            solve gets then depends on the machine.
+        max_seconds: time budget, in addition to ``max_evals``; the evaluation that exceeds it is the last. With a
+            time budget, how far a solve gets depends on the machine.
     """
 
     max_evals: int = 40
@@ -74,7 +74,7 @@ class Stop:
             raise ValueError(f"Stop expects max_seconds to be more than 0, got {self.max_seconds!r}.")
 
     def measured_by(self, norm: Callable[[Tensor], Tensor]) -> "Stop":
-        """The same rule with this norm where it has none of its own."""
+        """The same stopping rule, with this norm if it has none of its own."""
         return self if self.norm is not None else replace(self, norm=norm)
 
 
@@ -92,10 +92,10 @@ class Evaluation:
     """What ``on_eval`` is given after each evaluation.
 
     Attributes:
-        number: of the evaluation, from 1.
+        number: number of the evaluation, from 1.
         z, fz: where f was evaluated and what it returned, (B, ...) each.
         residual: norm(f(z) - z), (B,).
-        active: which samples go on after it, (B,) booleans; the others are frozen.
+        active: which samples are evaluated again after it, (B,) booleans; the others are frozen.
     """
 
     number: int
@@ -105,7 +105,7 @@ class Evaluation:
     active: Tensor
 
 
-OnEval = Callable[[Evaluation], object]  # a true value, a tensor's or NumPy's too, ends the solve
+OnEval = Callable[[Evaluation], object]  # a true value (of Python, torch or NumPy) ends the solve
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ class SolverResult:
         z: the reported state, (B, ...): the newest finite one (Picard) or the best (Anderson, Broyden).
         fz: f(z), (B, ...), from the evaluation that was made at z.
         residual: norm(f(z) - z) of exactly that z, (B,).
-        status: a :class:`Status` a sample, (B,) integers.
+        status: the :class:`Status` of each sample, (B,) integers.
         evals: evaluations spent on each sample, (B,) integers.
         trace: residual at each evaluation, (evaluations, B); NaN once a sample is frozen.
         retry_evals: how many of ``evals`` belong to a damped second try (:func:`deqflow.solvers.rescue`), (B,)
             integers; None if there was none.
         kept: for each k of ``keep``, what stopping at evaluation k would have returned.
-        stop: the rule for stopping that was in force.
+        stop: the stopping rule that was used.
     """
 
     z: Tensor
@@ -203,12 +203,12 @@ def select(flags: Tensor, count: int, yes: Tensor, no: Tensor) -> Tensor:
 
 
 def finite(x: Tensor) -> Tensor:
-    """Which samples are finite throughout: (B, ...) -> (B,), in few operations: 0 * NaN is NaN, so is 0 * infinity."""
+    """Which samples are finite in every element, (B, ...) -> (B,). Few operations: 0 * NaN and 0 * infinity are NaN."""
     return (0 * x).flatten(1).sum(1) == 0
 
 
 class Record:
-    """What a solve has seen so far; turns it into a :class:`SolverResult` at any time."""
+    """The record of a solve so far, which gives a :class:`SolverResult` at any time."""
 
     def __init__(
         self, z0: Tensor, stop: Stop, keep: tuple[int, ...], reports_best: bool, deadline: float | None = None
@@ -220,13 +220,13 @@ class Record:
         self.status = torch.full((batch,), int(Status.MAX_EVALS), device=z0.device)
         self.evals = torch.zeros(batch, dtype=torch.int64, device=z0.device)
         self.active = torch.ones(batch, dtype=torch.bool, device=z0.device)
-        self.count = batch  # of active samples
+        self.count = batch  # number of active samples
         self.trace: list[Tensor] = []
         self.kept: dict[int, Iterate] = {}
         self.deadline = time.monotonic() + stop.max_seconds if deadline is None else deadline
 
     def add(self, z: Tensor, fz: Tensor) -> Evaluation:
-        """Take in one evaluation of all samples; frozen samples are left as they are."""
+        """Record one evaluation of all samples; frozen samples keep what they had."""
         if fz.shape != z.shape or fz.dtype != z.dtype:
             raise ValueError(
                 f"f must return the shape and dtype it was given: expected {tuple(z.shape)} {z.dtype}, "
@@ -239,9 +239,9 @@ class Record:
             if self.stop.rtol:
                 tolerance = tolerance + self.stop.rtol * self.norm(fz).float()
             done = good & (residual <= tolerance)
-            if not (self.stop.atol or self.stop.rtol):  # the norm may look at a part of the state alone
+            if not (self.stop.atol or self.stop.rtol):  # the norm may measure only a part of the state
                 done = done & (fz == z).flatten(1).all(1)
-            # With rtol the tolerance moves: what has met it is reported even if a smaller residual was seen before.
+            # With rtol the tolerance changes: a state that meets it is reported even if an earlier one came closer.
             report = good & (done | (residual < self.reported.residual)) if self.reports_best else good
             active = good & ~done
         # Read both in one transfer: each read stalls the GPU.
@@ -261,7 +261,7 @@ class Record:
 
     def _report(self, z: Tensor, fz: Tensor, residual: Tensor, report: Tensor, count: int) -> None:
         old = self.reported
-        # Before the first evaluation there is no f(z0) to fall back on: a sample that fails there shows it.
+        # The first evaluation has no earlier f(z) to fall back on: a sample that fails there reports what f returned.
         old_fz = old.fz if self.trace else fz
         self.reported = Iterate(
             select(report, count, z, old.z),
@@ -270,7 +270,7 @@ class Record:
         )
 
     def ended(self, interrupted: object = None) -> bool:
-        """Whether that was the last evaluation: no sample is active, a budget is spent, or ``interrupted`` is true."""
+        """Whether this evaluation was the last: no sample is active, a budget is spent, or ``interrupted`` is true."""
         if len(self.trace) == self.stop.max_evals or self.count == 0:
             return True
         if not (interrupted is not None and bool(interrupted)) and time.monotonic() < self.deadline:
@@ -279,7 +279,7 @@ class Record:
         return True
 
     def result(self) -> SolverResult:
-        """Return the result; iterates asked for beyond the last evaluation are the final one."""
+        """Return the result; an iterate of ``keep`` beyond the last evaluation is the final iterate."""
         kept = {k: self.kept.get(k, self.reported) for k in self.keep}
         last = self.reported
         return SolverResult(
@@ -299,11 +299,11 @@ def solve(
     """Solve ``f(z) = z`` for each sample, from ``z0``.
 
     Samples are independent: one that has converged, or whose f is not finite, is frozen while the others go
-    on. Runs in the caller's gradient mode; wrap in ``torch.no_grad()`` unless the steps are to be unrolled.
+    on. The solve runs in the caller's gradient mode: use ``torch.no_grad()`` unless it is to be unrolled.
 
     Args:
         f: the map, (B, ...) -> (B, ...), each row a function of the same row alone. If it has a method
-            ``subset(rows)`` (:class:`SubsetMap`) and no graph is recorded, frozen samples are left out of it.
+            ``subset(rows)`` (:class:`SubsetMap`) and no graph is recorded, frozen samples are not evaluated.
         z0: start, (B, ...), floating point.
         rule: Picard, Anderson, Broyden, or a solver from outside (:func:`deqflow.solvers.scipy_solver`).
         stop: budget and tolerance.

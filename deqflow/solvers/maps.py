@@ -1,4 +1,4 @@
-"""Maps to solve, and how samples that are done stop costing time: f for those that go on, where f offers that."""
+"""Maps to solve, and the evaluation of active samples alone: frozen ones cost no time, if f supports that."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 FixedPointMap = Callable[[Tensor], Tensor]
-FROZEN_SHARE = 0.25  # of the samples at hand; taking them out of f costs a little too
+FROZEN_SHARE = 0.25  # once so many of f's samples are frozen, they are taken out of f, which costs a little too
 
 
 def active_transform() -> str:
@@ -19,7 +19,7 @@ def active_transform() -> str:
 
 @runtime_checkable
 class SubsetMap(Protocol):
-    """A map that offers itself for some of the samples alone, such as :class:`deqflow.model.flow_map.FlowMap`."""
+    """A map that can be restricted to some of the samples, such as :class:`deqflow.model.flow_map.FlowMap`."""
 
     def __call__(self, z: Tensor) -> Tensor:
         """f(z), (B, ...) -> (B, ...)."""
@@ -31,7 +31,7 @@ class SubsetMap(Protocol):
 
 
 class ActiveRows:
-    """f on whole batches, evaluated for the samples that are still active once enough of them are not.
+    """f on whole batches: once enough samples are frozen, only the active ones are evaluated.
 
     Args:
         f: the map. Without ``subset``, or where a graph is recorded, it is called on the whole batch.
@@ -39,10 +39,10 @@ class ActiveRows:
 
     def __init__(self, f: FixedPointMap) -> None:
         self.f = self.part = f
-        self.rows: Tensor | None = None  # of the batch, that ``part`` is of; None: all
+        self.rows: Tensor | None = None  # rows of the batch that ``part`` evaluates; None means all
 
     def __call__(self, z: Tensor, active: Tensor, count: int, frozen: Tensor) -> Tensor:
-        """Return f(z) for the ``count`` samples that are active, (B,) booleans; others may be ``frozen``, (B, ...)."""
+        """Return f(z), (B, ...), for the ``count`` active samples, (B,) booleans; others may get rows of ``frozen``."""
         if not torch.is_grad_enabled() and isinstance(self.part, SubsetMap):
             self._shrink(self.part, active, count)
         if self.rows is None:

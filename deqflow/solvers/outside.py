@@ -1,4 +1,4 @@
-"""SciPy's root finders behind the interface of :func:`deqflow.solvers.solve`: any black-box solver will do."""
+"""SciPy's root finders behind the interface of :func:`deqflow.solvers.solve`: any black-box solver works."""
 
 import contextlib
 import time
@@ -15,7 +15,7 @@ METHODS = ("krylov", "anderson")
 
 
 class _EnoughError(Exception):
-    """Leaves SciPy's loop once our own stopping rule says so."""
+    """Raised to leave SciPy's loop when our own stopping rule ends the solve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class ScipySolver:
         keep: tuple[int, ...],
         on_eval: OnEval | None,
     ) -> SolverResult:
-        """Solve each sample by itself, so that none depends on its neighbours; then put them together."""
-        deadline = time.monotonic() + stop.max_seconds  # of the whole batch
+        """Solve each sample by itself, so that none depends on its neighbours; then join the results."""
+        deadline = time.monotonic() + stop.max_seconds  # one deadline for the whole batch
         singles = [self._solve_one(f, z0, row, stop, keep, on_eval, deadline) for row in range(len(z0))]
         length = max(len(r.trace) for r in singles)
         trace = torch.full((length, len(singles)), torch.nan, device=z0.device)
@@ -67,9 +67,9 @@ class ScipySolver:
         record = Record(z0[row : row + 1], stop, keep, reports_best=True, deadline=deadline)
         alone = f.subset(torch.tensor([row], device=z0.device)) if isinstance(f, SubsetMap) else None
 
-        def g(x):  # SciPy's side of the border: a flat float64 array in, f(z) - z out
+        def g(x):  # the function that SciPy calls: it takes a flat float64 array and returns f(z) - z
             z = torch.as_tensor(x, dtype=z0.dtype, device=z0.device).view_as(z0[row : row + 1])
-            # An f without subset closes over the whole batch: the other rows ride along at their start.
+            # An f without subset needs the whole batch: the other rows are evaluated at their start.
             others = z0[:row], z0[row + 1 :]
             fz = alone(z) if alone else f(torch.cat([others[0], z, others[1]]))[row : row + 1]
             evaluation = record.add(z, fz)
@@ -80,7 +80,7 @@ class ScipySolver:
         start = z0[row].double().flatten().cpu().numpy()
         # SciPy's own tolerance is set out of reach: the one stopping rule is ours.
         options: dict[str, Any] = {"fatol": 1e-300, "maxiter": stop.max_evals}
-        if self.method == "krylov":  # its step of differences, made for float64, is lost in a float32 state
+        if self.method == "krylov":  # its finite-difference step is chosen for float64 and vanishes in float32
             options["jac_options"] = {"rdiff": torch.finfo(z0.dtype).eps ** 0.5}
         try:
             with torch.no_grad(), contextlib.suppress(_EnoughError):
@@ -92,17 +92,18 @@ class ScipySolver:
 
 
 def scipy_solver(method: Literal["krylov", "anderson"] = "krylov") -> ScipySolver:
-    """Return a solver that hands f to ``scipy.optimize.root``: the proof that any black-box solver will do.
+    """Return a solver that hands f to ``scipy.optimize.root``: it shows that any black-box solver works.
 
-    Use it wherever a rule is expected. It runs on the CPU in float64, a sample at a time (an f without ``subset``
-    is called on the whole batch, so that a batch of B costs B times as much), and cannot be unrolled. Budget,
-    tolerance, best iterate and trace mean what they mean in :func:`deqflow.solvers.solve`; the evaluations of SciPy's
-    inner loops and line searches count like all others. ``on_eval`` sees a row at a time, numbered from 1 each.
+    Use it wherever a rule is expected. SciPy runs on the CPU in float64, one sample at a time (an f without ``subset``
+    is evaluated on the whole batch, so that a batch of B costs B times as much), and cannot be unrolled. Budget,
+    tolerance, best iterate and trace mean the same as in :func:`deqflow.solvers.solve`; the evaluations of SciPy's
+    inner loops and line searches count like all others. ``on_eval`` gets one sample at a time; the evaluations of
+    each sample are numbered from 1.
 
     Args:
         method: "krylov" (Newton-Krylov) or "anderson".
 
     Raises:
-        ValueError: another method is named.
+        ValueError: the method is neither of these.
     """
     return ScipySolver(method=method)

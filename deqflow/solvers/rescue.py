@@ -10,12 +10,12 @@ from deqflow.solvers.loop import Evaluation, OnEval, SolverResult, Status, per_s
 from deqflow.solvers.maps import FixedPointMap, SubsetMap
 from deqflow.solvers.rules import Picard
 
-GROWTH = 10.0  # a residual so many times the smallest seen is no longer on its way to a fixed point
+GROWTH = 10.0  # a sample whose residual is this many times its smallest one has diverged
 DAMPING = 0.5
 
 
 def diverged(result: SolverResult) -> Tensor:
-    """Which samples, (B,), ended with a value that is not finite, or far above their smallest residual."""
+    """Which samples, (B,), ended with a value that is not finite, or with a residual far above their smallest."""
     smallest = result.trace.nan_to_num(torch.inf).amin(0)
     return (result.status == Status.NON_FINITE) | (
         (result.status == Status.MAX_EVALS) & (result.residual > GROWTH * smallest)
@@ -30,18 +30,18 @@ def rescue(
     on_eval: OnEval | None = None,
     max_seconds: float = math.inf,
 ) -> SolverResult:
-    """Solve the diverged samples again, damped, and keep of both tries the one with the smaller residual.
+    """Solve the diverged samples again with damping, and keep the try with the smaller residual.
 
-    The evaluations of both count (``retry_evals`` says how many the second took), and the trace of the second follows
-    that of the first. A sample that diverged twice keeps its best finite state and a status that says so. A solve that
-    was interrupted is not tried again.
+    The evaluations of both tries count (``retry_evals`` says how many the second took), and the trace of the second
+    follows that of the first. A sample that diverged twice keeps its best finite state and a status that says so. A
+    solve that was interrupted is not tried again.
 
     Args:
-        f, z0: as they were solved, without a graph.
-        result: of that solve; returned itself if no sample diverged.
+        f, z0: map and start of the first try, which recorded no graph.
+        result: result of the first try; it is returned unchanged if no sample diverged.
         on_eval: called after each evaluation of the second try with the samples that are in it, as
-            :func:`~deqflow.solvers.solve` does; its numbers go on from the first try's.
-        max_seconds: what is left of the time budget; no second try begins without any.
+            :func:`~deqflow.solvers.solve` does; the numbers of evaluations continue those of the first try.
+        max_seconds: what is left of the time budget; if nothing is left, there is no second try.
     """
     failed = diverged(result)
     interrupted = bool((result.status == Status.INTERRUPTED).any())

@@ -19,7 +19,7 @@ def _check_history(rule: object, value: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Picard:
-    """Plain or damped iteration, ``z + damping * (f(z) - z)``. Reports its newest finite pair."""
+    """Plain or damped iteration, ``z + damping * (f(z) - z)``. It reports the newest finite pair."""
 
     damping: float = 1.0
     reports_best: ClassVar[bool] = False
@@ -28,7 +28,7 @@ class Picard:
         _check_unit_interval(self, "damping", self.damping)
 
     def init(self, z0: Tensor) -> None:
-        """No memory."""
+        """Plain iteration needs no memory."""
 
     def step(self, z: Tensor, fz: Tensor, memory: None) -> tuple[Tensor, None]:
         """Return the damped step."""
@@ -42,7 +42,7 @@ class Anderson:
     With g = f(z) - z and differences of the last ``history`` states and residuals, gamma minimises
     ``|g - dG gamma|^2 + ridge * mean(diag(dG^T dG)) * |gamma|^2`` and the next state is
     ``z + mixing * g - (dZ + mixing * dG) gamma``. The ridge is relative to the trace, so that it means the
-    same at every scale and keeps the small system regular; it is solved in float32 or better.
+    same at every scale and keeps the small system regular; the system is solved in float32 or better.
     """
 
     history: int = 5
@@ -61,13 +61,13 @@ class Anderson:
         return ()
 
     def step(self, z: Tensor, fz: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the accelerated step; the first is plain damped iteration."""
+        """Return the accelerated step; the first step is plain damped iteration."""
         flat, g = _flat(z), _flat(fz) - _flat(z)
         if not memory:
             return (flat + self.mixing * g).to(z.dtype).view_as(z), (flat, g)
         differences = (*memory[2:], flat - memory[0], g - memory[1])[-2 * self.history :]
         dz, dg = torch.stack(differences[::2], 1), torch.stack(differences[1::2], 1)  # (B, m, N)
-        # Sums, not batched matmuls: the latter round differently with the size of the batch.
+        # Sums instead of batched matrix products, whose rounding depends on the size of the batch.
         gram = torch.stack([(dg * dg[:, i : i + 1]).sum(-1) for i in range(dg.shape[1])], 1)  # (B, m, m)
         gamma = _ridge_solve(gram, (dg * g[:, None]).sum(-1), self.ridge)
         correction = (gamma[..., None] * (dz + self.mixing * dg)).sum(1)
@@ -80,8 +80,8 @@ class Broyden:
     """Limited-memory "good" Broyden (1965) on g(z) = f(z) - z, each sample with its own memory.
 
     The inverse Jacobian is held as ``-I + sum_i u_i v_i^T`` with at most ``history`` terms, so memory is
-    bounded. Once they are full it begins again from ``-I``: each term corrects the sum of those before it, so
-    that dropping only the oldest diverges on slow problems. Starting from ``-I``, the first step is Picard's.
+    bounded. Once all terms are in use it begins again from ``-I``: each term corrects the sum of those before it,
+    so that slow problems would diverge if only the oldest were dropped. From ``-I``, the first step is Picard's.
     """
 
     history: int = 8

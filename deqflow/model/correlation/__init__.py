@@ -1,7 +1,7 @@
-"""What is found at the end of the flow: correlation in a window there (RAFT, section 3.2), or the features themselves.
+"""The lookup at the end of the flow: correlation in a window there (RAFT, section 3.2), or the features themselves.
 
-Three answers to one question: a volume of all inner products, the inner products that a window needs, and warped
-features. The first two give the same numbers; the third gives others, and belongs to a model made for it.
+There are three kinds: a volume of all inner products, only the inner products that a window needs, and warped
+features. The first two give the same numbers; the third gives others and needs a model that was made for it.
 """
 
 from typing import Protocol, get_args
@@ -21,7 +21,7 @@ class Correlation(Protocol):
 
     @property
     def channels(self) -> int:
-        """Of a lookup."""
+        """Number of channels of a lookup."""
         ...
 
     def lookup(self, flow: Tensor) -> Tensor:
@@ -43,9 +43,9 @@ def correlate(
         levels: number of scales.
         radius: of the window, in pixels of each scale.
         kind: "volume" keeps all inner products: fast lookups, memory grows with the square of the pixels.
-            "sampled" computes those that a lookup asks for: slower, memory grows with the pixels. "auto" is the
-            volume as long as it takes no more than 1 GiB (``VOLUME_LIMIT``, see :func:`volume_bytes`). "warped"
-            gives the features of both images, those of the second at the end of the flow.
+            "sampled" computes those that a lookup needs: slower, memory grows with the pixels. "auto" is the
+            volume if it takes no more than 1 GiB (``VOLUME_LIMIT``, see :func:`volume_bytes`), else "sampled".
+            "warped" gives the features of both images, those of the second at the end of the flow.
 
     Raises:
         ValueError: the kind is not known.
@@ -54,7 +54,7 @@ def correlate(
         raise ValueError(f"Unknown correlation {kind!r}: expected one of {', '.join(get_args(CorrelationName))}.")
     if kind == "warped":
         return WarpedFeatures(features1, features2)
-    # The size is asked for "auto" alone: in an exported graph the question would bound all sizes.
+    # The size is compared for "auto" alone: in an exported graph a comparison would restrict the sizes.
     volume = kind == "volume" or (kind == "auto" and volume_bytes(features1, levels) <= VOLUME_LIMIT)
     make = CorrelationPyramid if volume else SampledCorrelation
     return make(features1, features2, levels=levels, radius=radius)

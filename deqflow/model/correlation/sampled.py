@@ -1,9 +1,9 @@
 """The lookup of all-pairs correlation without the volume: only the inner products that a window needs.
 
-Memory and work grow with the number of pixels, where the volume's grow with its square. Neighbouring pixels look at
-neighbouring places, so a tile of 8x8 pixels fetches one box of the other map's features and takes all of its inner
+Memory and work grow with the number of pixels, while the volume's grow with its square. Neighbouring pixels look at
+neighbouring places, so a tile of 8x8 pixels fetches one box of the other map's features and computes all of its inner
 products as one matrix product. A tile whose pixels look at places far apart, as at an edge of motion, gets a larger
-box, or is taken pixel by pixel.
+box, or is split into single pixels.
 """
 
 import math
@@ -19,11 +19,11 @@ from deqflow.model.correlation.windows import Windows, positions, windows_around
 
 TILE = 8  # pixels a side
 SLACKS = (3, 16)  # pixels by which a box may exceed what a uniform flow needs
-CHUNK = 4 * 2**20  # fetched features at a time, in elements: 16 MiB in float32
+CHUNK = 4 * 2**20  # elements of features fetched at a time: 16 MiB in float32
 
 
 class SampledCorrelation:
-    """What :class:`deqflow.model.correlation.CorrelationPyramid` gives, computed where and when a lookup asks for it.
+    """The values of :class:`deqflow.model.correlation.CorrelationPyramid`, computed where a lookup needs them.
 
     Values and gradients are equal up to rounding. For backward it keeps features and positions, and computes the
     inner products again.
@@ -45,7 +45,7 @@ class SampledCorrelation:
 
     @property
     def channels(self) -> int:
-        """Of a lookup: levels (2 r + 1)^2."""
+        """Number of channels of a lookup: levels (2 r + 1)^2."""
         return len(self.keys) * (2 * self.radius + 1) ** 2
 
     def lookup(self, flow: Tensor) -> Tensor:
@@ -78,13 +78,13 @@ class SampledCorrelation:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """T tiles of m pixels, and the box of the other map that each of them looks into.
+    """T tiles of m pixels, and the box of the other map that each tile looks into.
 
     Attributes:
         pixels: (T, m), numbers of the pixels, counted through the batch.
-        real: (T, m), which of them are there; a tile that reaches over the edge repeats pixels.
+        real: (T, m), which of them are real; a tile that reaches beyond the edge repeats pixels.
         left, top: (T,), the boxes' first columns and rows, perhaps outside the map.
-        side: of the boxes.
+        side: pixels along a side of the boxes.
     """
 
     pixels: Tensor
@@ -94,7 +94,7 @@ class _Tiles:
     side: int
 
     def chunks(self, size: int) -> Iterator["_Tiles"]:
-        """So many tiles at a time."""
+        """Yield the tiles, ``size`` at a time."""
         parts = (tensor.split(size) for tensor in (self.pixels, self.real, self.left, self.top))
         for pixels, real, left, top in zip(*parts, strict=True):
             yield _Tiles(pixels, real, left, top, self.side)
@@ -124,7 +124,7 @@ class _SampledWindow(torch.autograd.Function):
         grad = grad_outputs[0].flatten(0, 1)
         totals = [torch.zeros_like(tensor).flatten(0, -2) for tensor in (queries, keys)]
         totals += [torch.zeros_like(tensor).flatten() for tensor in (across, down)]
-        second = torch.is_grad_enabled()  # a graph of this backward is wanted too
+        second = torch.is_grad_enabled()  # this backward pass is to be differentiated too
         with torch.autocast(queries.device.type, enabled=False), torch.enable_grad():
             for tiles in _tilings(queries.shape, keys.shape, left, top, ctx.radius):
                 box, inside = _box_index(tiles, queries.shape, keys.shape)
@@ -136,7 +136,7 @@ class _SampledWindow(torch.autograd.Function):
                 found = _sample(inputs[0], inputs[1], inside, windows, tiles)
                 ours = torch.where(tiles.real[..., None], grad[tiles.pixels], 0)
                 places = tiles.pixels, box, tiles.pixels, tiles.pixels
-                # With a graph to record, inputs are those of forward: frozen features have no gradient.
+                # If a graph is recorded, inputs are those of forward: frozen features have no gradient.
                 wanted = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
                 parts = torch.autograd.grad(found, [inputs[i] for i in wanted], ours, create_graph=second)
                 for i, part in zip(wanted, parts, strict=True):
@@ -146,13 +146,13 @@ class _SampledWindow(torch.autograd.Function):
 
 
 def _rows(features: Tensor, index: Tensor) -> Tensor:
-    """Pixels of (B, H, W, C), counted through the batch: index (...) -> (..., C)."""
+    """The pixels of (B, H, W, C) at an index, which counts through the batch: index (...) -> (..., C)."""
     flat = features.flatten(0, -2)
     return flat.index_select(0, index.flatten()).view(*index.shape, flat.shape[-1])
 
 
 def _windows(tiles: _Tiles, across: Tensor, down: Tensor, left: Tensor, top: Tensor, radius: int) -> Windows:
-    """The windows of the tiles' pixels, (T, m); ``left`` and ``top`` counted from their boxes' corners."""
+    """The windows of the tiles' pixels, (T, m); ``left`` and ``top`` are counted from the corners of the boxes."""
     left, top = left.flatten()[tiles.pixels], top.flatten()[tiles.pixels]
     return Windows(
         left - tiles.left[:, None],
@@ -164,7 +164,7 @@ def _windows(tiles: _Tiles, across: Tensor, down: Tensor, left: Tensor, top: Ten
 
 
 def _tilings(queries: torch.Size, keys: torch.Size, left: Tensor, top: Tensor, radius: int) -> Iterator[_Tiles]:
-    """All pixels in tiles with boxes large enough, in chunks that bound the memory of what they fetch."""
+    """All pixels in tiles whose boxes are large enough, in chunks that bound the memory of the features fetched."""
     batch, height, width, channels = queries
     pixels, real = _tiles_of_a_grid(batch, height, width, left.device)
     left, top = left.flatten(), top.flatten()
@@ -210,7 +210,7 @@ def _box_index(tiles: _Tiles, queries: torch.Size, keys: torch.Size) -> tuple[Te
 
 
 def _sample(queries: Tensor, box: Tensor, inside: Tensor, windows: Windows, tiles: _Tiles) -> Tensor:
-    """Inner products of (T, m, C) with their boxes (T, side^2, C), windows cut out: (T, m, (2 r + 1)^2)."""
+    """Inner products of (T, m, C) with their boxes (T, side^2, C), sampled in the windows: (T, m, (2 r + 1)^2)."""
     products = (queries @ box.mT) * inside[:, None]  # (T, m, side^2)
     steps = torch.arange(windows.side, device=queries.device)
     columns, rows = windows.left[..., None] + steps, windows.top[..., None] + steps  # (T, m, 2 r + 2)

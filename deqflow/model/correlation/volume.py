@@ -25,7 +25,7 @@ def all_pairs(features1: Tensor, features2: Tensor) -> Tensor:
 
 
 def halve(pictures: Tensor) -> Tensor:
-    """2x2 average pooling, (..., H, W), that leaves a side of one pixel as it is."""
+    """2x2 average pooling of images (..., H, W); a side of one pixel stays as it is."""
     height, width = pictures.shape[-2:]
     return F.avg_pool2d(pictures, (min(2, height), min(2, width)))
 
@@ -39,9 +39,9 @@ class CorrelationPyramid:
         radius: of the window, in pixels of each scale.
 
     Attributes:
-        gathers: fetch whole pixels and interpolate (:func:`window`), which is fast on a CPU. Elsewhere what counts is
-            the number of operations, and :func:`sample_windows` has a tenth of them. It wants images and places of
-            one precision, and half of it would lose the places' fractions.
+        gathers: whether whole pixels are fetched and interpolated (:func:`window`), which is fast on a CPU. On other
+            devices the number of operations decides, and :func:`sample_windows` has a tenth of them. It needs images
+            and places of one precision, so it is not used in half precision, which would lose the places' fractions.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, *, levels: int = 4, radius: int = 4) -> None:
@@ -55,7 +55,7 @@ class CorrelationPyramid:
 
     @property
     def channels(self) -> int:
-        """Of a lookup: levels (2 r + 1)^2."""
+        """Number of channels of a lookup: levels (2 r + 1)^2."""
         return len(self.volumes) * (2 * self.radius + 1) ** 2
 
     def lookup(self, flow: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ class CorrelationPyramid:
         Returns:
             (B, levels (2 r + 1)^2, h, w). The window is x-major: its slow index moves in x.
         """
-        # With a graph to the flow the derivative is wanted twice, by a Jacobian penalty, and grid_sample has but one.
-        # A graph to the features alone may go through it: it keeps the pyramid, of which pooling keeps all but the
-        # coarsest level anyway, and places, which take less memory than what a gather keeps, its indices.
+        # With a graph to the flow, a Jacobian penalty needs second derivatives, and grid_sample has only first ones.
+        # A graph to the features alone may use grid_sample. For backward it keeps the pyramid, of which pooling keeps
+        # all but the coarsest level anyway, and the places, which take less memory than the indices of a gather.
         if not (self.gathers or (flow.requires_grad and torch.is_grad_enabled())):
             if self._grid is None:
                 self._grid = WindowGrid(self.volumes, (flow.shape[2], flow.shape[3]), self.radius)
@@ -83,7 +83,7 @@ class CorrelationPyramid:
         return torch.cat(found, dim=-1).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def subset(self, rows: Tensor) -> "CorrelationPyramid":
-        """The correlation of some of the samples, (b,) integers. Nothing is copied where pixels are gathered."""
+        """The correlation of some of the samples, (b,) integers. If pixels are gathered, nothing is copied."""
         part = object.__new__(CorrelationPyramid)
         part.radius, part.gathers, part._grid = self.radius, self.gathers, self._grid
         part.volumes, part._rows = self.volumes, rows if self._rows is None else self._rows[rows]
@@ -93,15 +93,15 @@ class CorrelationPyramid:
 
 
 class WindowGrid:
-    """Turns a flow into the places that F.grid_sample is to look at, of all scales at once; constants made once a pair.
+    """Computes from a flow the places for F.grid_sample, at all scales at once; its constants are made once a pair.
 
-    Places are normalised as for ``align_corners=False``, (2 x + 1) / W - 1, which knows no size too small and keeps
-    clear of cuDNN, whose sampler refuses 65,536 images and more.
+    Places are normalised as for ``align_corners=False``, (2 x + 1) / W - 1: no size is too small for it, and it does
+    not use cuDNN, whose sampler refuses 65,536 images and more.
 
     Args:
-        volumes: of the L scales, (B, h w, H, W) each.
+        volumes: the volumes of the L scales, (B, h w, H, W) each.
         size: h and w.
-        radius: of the windows.
+        radius: radius of the windows.
     """
 
     def __init__(self, volumes: Sequence[Tensor], size: tuple[int, int], radius: int) -> None:
@@ -123,7 +123,7 @@ class WindowGrid:
         """Flow (B, 2, h, w) in pixels -> normalised places (L, B, h w, S, S, 2), and centres (L, B, h w, 2) in pixels.
 
         As in :func:`~deqflow.model.correlation.windows.windows_around`, a centre far away is moved to where its window
-        just misses the image, and one that is not a number stays so.
+        just misses the image, and NaN stays NaN.
         """
         flow = flow.flatten(2).mT.to(self._pixels.dtype)  # (B, h w, 2)
         centres = torch.addcmul(self._pixels, flow, self._scale).clamp(self._lowest, self._highest)
@@ -131,15 +131,15 @@ class WindowGrid:
 
 
 def sample_windows(volumes: Sequence[Tensor], flow: Tensor, grid: WindowGrid) -> Tensor:
-    """What :func:`window` gives at all scales, up to rounding, in as few operations as possible.
+    """The values of :func:`window` at all scales, up to rounding, in as few operations as possible.
 
     Args:
-        volumes: of the L scales, (B, h w, H, W) each, in float32 or float64.
+        volumes: the volumes of the L scales, (B, h w, H, W) each, in float32 or float64.
         flow: (B, 2, h, w) in pixels.
-        grid: of these volumes.
+        grid: the grid of these volumes.
 
     Returns:
-        (B, L (2 r + 1)^2, h, w), x-major, zero outside the images. Has first derivatives only.
+        (B, L (2 r + 1)^2, h, w), x-major, zero outside the images. It has first derivatives only.
     """
     batch, _, height, width = flow.shape
     places, centres = grid(flow)
@@ -152,7 +152,7 @@ def sample_windows(volumes: Sequence[Tensor], flow: Tensor, grid: WindowGrid) ->
         ],
         dim=-1,
     )
-    # On a GPU the sampler takes a place that is not a number for one outside. Zero times it is what it was.
+    # On a GPU the sampler treats a NaN place as one outside the image. 0 * NaN is NaN: this makes the result NaN.
     found += (0 * centres[0].sum(-1)).view(batch, height, width, 1)
     return found.permute(0, 3, 1, 2)
 
@@ -164,7 +164,7 @@ def window(volume: Tensor, x: Tensor, y: Tensor, radius: int, rows: Tensor | Non
         volume: (B, N, H, W), N images a sample.
         x, y: (B, N), the centres, in pixels of the images.
         radius: of the window.
-        rows: if given, of which samples of the volume the b rows of ``x`` and ``y`` are, (b,) integers.
+        rows: if given, the samples of the volume that the b rows of ``x`` and ``y`` belong to, (b,) integers.
 
     Returns:
         (B, N, (2 r + 1)^2), x-major, zero outside the images.
@@ -190,7 +190,7 @@ def _fetch(pictures: Tensor, index: Tensor, rows: Tensor | None) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """torch.gather along the last dimension, whose backward does not keep what it gathered from."""
+    """torch.gather along the last dimension; for backward it does not keep the tensor it gathered from."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, index: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Warped features in place of correlation (Wang and Deng, WAFT, ICLR 2026): memory grows with the pixels.
 
-The update operator sees the features of both images, those of the second fetched along the flow, and compares them by
-itself. There is no window around the end of the flow, so that the state can be finer.
+The update operator gets the features of both images, those of the second fetched at the end of the flow, and compares
+them by itself. There is no window around the end of the flow, so that the state can be finer.
 """
 
 import torch
@@ -20,20 +20,20 @@ class WarpedFeatures:
 
     def __init__(self, features1: Tensor, features2: Tensor) -> None:
         self.features1 = features1
-        self.features2 = features2.to(torch.promote_types(features2.dtype, torch.float32))  # half loses places
+        self.features2 = features2.to(torch.promote_types(features2.dtype, torch.float32))  # half loses fractions
 
     @property
     def channels(self) -> int:
-        """Of a lookup: 2 C."""
+        """Number of channels of a lookup: 2 C."""
         return self.features1.shape[1] + self.features2.shape[1]
 
     def lookup(self, flow: Tensor) -> Tensor:
         """Flow (B, 2, h, w) in feature pixels -> (B, 2 C, h, w); the second half is bilinear, zero outside the image.
 
-        A vector far out sees zeros, and one that is not a number gives features that are not numbers.
+        A vector that ends far outside gives zeros, and a NaN vector gives NaN.
         """
-        # With a graph to the flow the derivative is wanted twice, by a Jacobian penalty, and grid_sample has but one.
-        # A graph for images of any size can't divide by a size that it does not know.
+        # With a graph to the flow, a Jacobian penalty needs second derivatives, and grid_sample has only first ones.
+        # An exported graph for images of any size can't divide by a size that it does not know.
         exactly = (flow.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_exporting()
         fetched = fetch_exactly(self.features2, flow) if exactly else fetch(self.features2, flow)
         return torch.cat([self.features1, fetched.to(self.features1.dtype)], 1)
@@ -53,7 +53,7 @@ def fetch(features: Tensor, flow: Tensor) -> Tensor:
 
 
 def fetch_exactly(features: Tensor, flow: Tensor) -> Tensor:
-    """As :func:`fetch`, by gathering whole pixels: it has second derivatives, and takes four times the memory."""
+    """As :func:`fetch`, but by gathering whole pixels: it has second derivatives and takes four times the memory."""
     batch, channels, height, width = features.shape
     windows = windows_around(*positions(flow.to(features.dtype)), 0, (height, width))
     steps = torch.arange(2, device=flow.device)

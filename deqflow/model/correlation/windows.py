@@ -1,4 +1,4 @@
-"""Where a lookup's windows lie, and their bilinear interpolation; shared by all ways to get at the correlation."""
+"""The windows of a lookup: where they are, and their bilinear interpolation; shared by all kinds of lookup."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of (2 r + 2)^2 whole pixels around points of an image, and where in the middle the points lie.
+    """Windows of (2 r + 2)^2 whole pixels around points of an image, and the points' fractional offsets.
 
     All samples of a window share one fractional offset, so whole pixels are fetched once and interpolated. There is
-    no division by the image's size, so none is too small.
+    no division by the image's size, so no image is too small.
 
     Attributes:
         left, top: the first column and row of each window, any shape, integers, perhaps outside the image.
@@ -27,7 +27,7 @@ class Windows:
 
     @property
     def side(self) -> int:
-        """Pixels along a side of what is fetched."""
+        """Pixels along a side of the fetched window."""
         return 2 * self.radius + 2
 
     def interpolate(self, pixels: Tensor) -> Tensor:
@@ -40,12 +40,11 @@ class Windows:
 def windows_around(x: Tensor, y: Tensor, radius: int, size: tuple[int, int]) -> Windows:
     """Place windows around points (x, y), any shape, in pixels of an image of ``size`` (height, width).
 
-    A point far away sees zeros wherever exactly it is: it is moved to where its window just misses the image, so
-    that its index stays inside the integers' range. A coordinate that is not a number stays one in the offsets, and
-    so in the result.
+    A point far away gives zeros, wherever it is: it is moved to where its window just misses the image, so that its
+    index stays inside the integers' range. A NaN coordinate stays NaN in the offsets, and so in the result.
     """
     height, width = size
-    # Whole numbers: a graph for any size can't store a broken one that depends on it.
+    # Whole numbers: an exported graph for any size can't store a fraction that depends on the size.
     x, y = x.clamp(-radius - 2, width + radius + 1), y.clamp(-radius - 2, height + radius + 1)
     column, row = x.detach().floor(), y.detach().floor()
     left, top = column.nan_to_num().long() - radius, row.nan_to_num().long() - radius
