@@ -15,8 +15,8 @@ _SHARES = (
 class SceneConfig:
     """What scenes look like.
 
-    At their defaults, the options from ``similarity`` on draw nothing from the random generator, so the scenes are the
-    same as before these options existed.
+    At their defaults, the options from ``similarity`` on draw nothing from the random generator, so they do not
+    change the scenes of a seed.
 
     Attributes:
         height, width: size of the frames, in pixels.

@@ -125,7 +125,7 @@ def random_texture(config: SceneConfig, rng: np.random.Generator, *, plain: floa
 
 
 def random_colours(rng: np.random.Generator) -> np.ndarray:
-    """Draw a change of hue, saturation, contrast (sometimes negative) and brightness: (3, 4), as in Texture."""
+    """Draw a change of hue, saturation, contrast (sometimes inverted) and brightness: (3, 4), as in Texture."""
     turn, saturation, contrast = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 1.6), np.exp(rng.normal(0, 0.25))
     if rng.random() < 0.15:
         contrast = -contrast

@@ -191,7 +191,7 @@ class _Scene:
         return picture, ids
 
     def truth(self, time: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Flow to the next frame, (H, W, 2) float32, and masks (H, W) of what is hidden there and of what is out of it."""
+        """Flow to the next frame, (H, W, 2) float32, and masks of what is hidden there and out of it, (H, W)."""
         before, after = self._poses(time), self._poses(time + 1)
         _, next_ids = render_poses(self.layers, after, [None] * len(after), self.config)
         ends = motion_ends(before, after, ids)
