@@ -21,7 +21,7 @@ class Augmentation:
     Attributes:
         crop: height and width of the result, in pixels. A smaller image is enlarged until the crop fits.
         scale: least and greatest zoom, as powers of 2.
-        zooms: share of pairs that are zoomed; the other pairs are not stretched either.
+        zooms: share of pairs that are zoomed, and perhaps stretched.
         stretch: greatest additional zoom of an axis, as a power of 2; it is drawn for each axis separately.
         stretches: share of zoomed pairs that are stretched.
         flips: share of pairs that are mirrored left to right, and upside down.

@@ -70,7 +70,7 @@ class Weather:
 
     @classmethod
     def draw(cls, config: SceneConfig, rng: np.random.Generator) -> "Weather":
-        """Draw each effect with the probability that the configuration gives. A probability of 0 uses no random number."""
+        """Draw each effect with its probability in the configuration. A probability of 0 uses no random number."""
         shading = fog = fog_colour = defocus = None
         if chance(config.shading, rng):
             shading = rng.normal(0, 1, (2, 4, 4)) * rng.uniform(0.05, 0.5) * np.array([1, 0.3])[:, None, None]

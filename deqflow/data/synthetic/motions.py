@@ -70,7 +70,7 @@ class Pose:
         x, y = _project(np.linalg.inv(self.matrix), *np.meshgrid(columns, rows))
         if self.waves is None:
             return x, y
-        # Solve at every fourth pixel first, which is cheap. Interpolated, this is a guess that needs an iteration or two more.
+        # Solving at every fourth pixel is cheap. The interpolated solution is a guess that needs one or two iterations more.
         guess = _unbend(self.waves, x[::4, ::4], y[::4, ::4], x[::4, ::4], y[::4, ::4], tolerance)
         bend = np.stack([guess[0] - x[::4, ::4], guess[1] - y[::4, ::4]], -1)
         to_coarse = np.array([[0.25, 0.0, 0.0], [0.0, 0.25, 0.0]])
@@ -134,7 +134,7 @@ def _unbend(
 
 
 def chance(share: float, rng: np.random.Generator) -> bool:
-    """Return True with the given probability. A share of 0 uses no random number, so it does not change other draws."""
+    """Return True with the given probability. A share of 0 uses no random number: other draws stay the same."""
     return share > 0 and rng.random() < share
 
 
