@@ -111,8 +111,8 @@ def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
 
     The formats are Middlebury's ``.flo``, FlyingThings3D's ``.pfm``, KITTI's 16-bit ``.png``, Spring's ``.flo5``, and
     NumPy's ``.npy`` and ``.npz``. NumPy's files hold an array of shape (H, W, 2) or (2, H, W). In an ``.npz`` its name
-    is ``flow``, and there may be a second array ``valid``, booleans of shape (H, W). An array of shape (2, W, 2) is read
-    as (H, W, 2).
+    is ``flow``, and there may be a second array ``valid``, booleans of shape (H, W). An array of shape (2, W, 2) is
+    read as (H, W, 2).
 
     Returns:
         flow (2, H, W) float32 in pixels, zero where unknown, and valid (H, W) booleans, true where it is known.

@@ -103,10 +103,10 @@ class FlowErrors:
             pixels (Sintel); ``pair_epe_px``, the mean of the pairs' means (KITTI); ``f1_all``, the share of pixels
             whose error is more than 3 px and more than 5 % of the true displacement (KITTI); ``within``, the shares of
             pixels whose error is at most 1, 3 and 5 px, with that number as the key; ``outliers_1px``, the share of
-            pixels whose error is more than 1 px (Spring's 1px); ``by_speed_px``, the mean end-point error in each range of the true
-            displacement (:data:`SPEED_RANGES`), and ``speed_share``, the share of pixels in each; ``matched_px`` and
-            ``unmatched_px``, the mean end-point errors of visible and of occluded pixels, and ``unmatched_share``,
-            the share of occluded pixels.
+            pixels whose error is more than 1 px (Spring's 1px); ``by_speed_px``, the mean end-point error in each range
+            of the true displacement (:data:`SPEED_RANGES`), and ``speed_share``, the share of pixels in each;
+            ``matched_px`` and ``unmatched_px``, the mean end-point errors of pixels that are not occluded and of those
+            that are, and ``unmatched_share``, the share of occluded pixels.
         """
         return {
             "pairs": self.sums["of_pairs_count"],

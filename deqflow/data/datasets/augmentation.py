@@ -25,8 +25,8 @@ class Augmentation:
         stretch: greatest additional zoom of an axis, as a power of 2; it is drawn for each axis separately.
         stretches: share of zoomed pairs that are stretched.
         flips: share of pairs that are mirrored left to right, and upside down.
-        sparse: whether the truth is known at scattered pixels only, as in KITTI and HD1K. Its vectors are then moved, not
-            interpolated. The crop may be drawn up to 20 rows above or below and 50 columns beside the image and is
+        sparse: whether the truth is known at scattered pixels only, as in KITTI and HD1K. Its vectors are then moved,
+            not interpolated. The crop may be drawn up to 20 rows above or below and 50 columns beside the image and is
             then moved back into it, which favours the edges.
         jitter: changes of the colours; None for no changes.
         eraser: erases rectangles of the second image; None to erase nothing.

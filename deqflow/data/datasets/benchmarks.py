@@ -28,13 +28,13 @@ RELEASED = re.compile(r"\d{5}_flow\.flo")
 class FlyingChairs(FlowDataset):
     """FlyingChairs (Dosovitskiy et al. 2015): 22872 rendered pairs of 512 x 384.
 
-    Two releases can be read, in ``root/data`` or, if that folder does not exist, in ``root``: the set itself, ``NNNNN_img1.ppm, NNNNN_img2.ppm,
-    NNNNN_flow.flo``, and the samples that came with FlowNet 2, ``NNNNNNN-img0.ppm, NNNNNNN-img1.ppm,
-    NNNNNNN-gt.flo``.
+    Two releases can be read, from ``root/data`` or, if that folder does not exist, from ``root``: the set itself,
+    ``NNNNN_img1.ppm, NNNNN_img2.ppm, NNNNN_flow.flo``, and the samples that came with FlowNet 2,
+    ``NNNNNNN-img0.ppm, NNNNNNN-img1.ppm, NNNNNNN-gt.flo``.
 
     Args:
         root: the folder of the set.
-        split: "train" or "validation" of the set itself, "samples" for the samples, or "all" for all pairs in the folder.
+        split: "train" or "validation" of the set itself, "samples" for the samples, or "all" for all pairs.
             ``FlyingChairs_train_val.txt`` in ``root`` defines the first two: line N is 1 (train) or 2 (validation) for
             pair N.
 
@@ -275,7 +275,7 @@ class Spring(FlowDataset):
 
 
 class Middlebury(FlowDataset):
-    """Middlebury's pairs with public truth (Baker et al. 2011): frames 10 and 11 of 8 scenes.
+    """Middlebury's pairs with public truth (Baker et al. 2011): from frame 10 to frame 11 of 8 scenes.
 
     Args:
         root: the folder that holds ``other-data`` and ``other-gt-flow``.

@@ -88,7 +88,7 @@ class FlowDataset(torch.utils.data.Dataset[FlowSample]):
         return FlowSample(image1, image2, flow, valid, occluded | (valid & leaves_frame(flow)))
 
     def _flow(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Read the truth at the size of the images: flow (2, H, W), valid (H, W). Spring overrides it: its files are larger."""
+        """Read the truth at the size of the images: flow (2, H, W), valid (H, W). Spring overrides it."""
         return read_flow(path)
 
     def _occluded(self, path: Path, valid: Tensor) -> Tensor:

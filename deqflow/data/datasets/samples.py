@@ -46,7 +46,8 @@ def own_pair(path1: str | Path, path2: str | Path) -> FlowSample:
 def motorcycle() -> FlowSample:
     """scikit-image's motorcycle stereo pair, 500 x 741: a real photograph pair with measured truth.
 
-    The flow from the left to the right image is (-disparity, 0). It is known at 92.7 % of the pixels; occlusion is unknown.
+    The flow from the left to the right image is (-disparity, 0). It is known at 92.7 % of the pixels; the occlusion is
+    unknown.
     Source: Middlebury stereo 2014 (Scharstein et al.), as shipped with scikit-image.
     """
     folder = Path(skimage.__file__).parent / "data"

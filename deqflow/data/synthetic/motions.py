@@ -70,7 +70,8 @@ class Pose:
         x, y = _project(np.linalg.inv(self.matrix), *np.meshgrid(columns, rows))
         if self.waves is None:
             return x, y
-        # Solving at every fourth pixel is cheap. The interpolated solution is a guess that needs one or two iterations more.
+        # Every fourth pixel is solved first, which is cheap. Interpolation then gives a guess for all pixels, which needs
+        # only one or two more iterations.
         guess = _unbend(self.waves, x[::4, ::4], y[::4, ::4], x[::4, ::4], y[::4, ::4], tolerance)
         bend = np.stack([guess[0] - x[::4, ::4], guess[1] - y[::4, ::4]], -1)
         to_coarse = np.array([[0.25, 0.0, 0.0], [0.0, 0.25, 0.0]])
@@ -178,7 +179,7 @@ def random_motion(
 
 def random_tilt(centre: np.ndarray, scale: float, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the homography of a plane that tilts about a centre, 3x3. The centre stays in place."""
-    # The denominator 1 + tilt . (p - centre) stays between 0.6 and 1.4 in the frame, and positive well beyond the frame.
+    # The denominator 1 + tilt . (p - centre) is between 0.6 and 1.4 in the frame, and positive well beyond the frame.
     tilt = np.clip(rng.normal(0, 0.12 * scale, 2), -0.2, 0.2) / [width, height]
     there, back, middle = np.eye(3), np.eye(3), np.eye(3)
     there[:2, 2], back[:2, 2], middle[2, :2] = centre, -centre, tilt
