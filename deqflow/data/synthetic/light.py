@@ -53,9 +53,9 @@ def expose(
 class Weather:
     """Shading, fog and defocus of a scene, which change a little from frame to frame.
 
-    Shading and fog are 4x4 grids, which are enlarged smoothly to the frame. Of shading, fog
-    and defocus, the first element is the mean and the second is a change, which is multiplied by a phase from -1 to 1
-    and added.
+    Shading and fog are 4x4 grids, which are enlarged smoothly to the frame. Of shading, fog and
+    defocus, the first element is the mean and the second is a change, which is multiplied by a phase from -1 to 1 and
+    added.
 
     Attributes:
         shading: logarithms of brightness, (2, 4, 4), or None.

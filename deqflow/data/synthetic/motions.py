@@ -70,8 +70,8 @@ class Pose:
         x, y = _project(np.linalg.inv(self.matrix), *np.meshgrid(columns, rows))
         if self.waves is None:
             return x, y
-        # Every fourth pixel is solved first, which is cheap. Interpolation then gives a guess for all pixels, which needs
-        # only one or two more iterations.
+        # Every fourth pixel is solved first, which is cheap. Interpolation then gives a guess for all pixels, which
+        # needs only one or two more iterations.
         guess = _unbend(self.waves, x[::4, ::4], y[::4, ::4], x[::4, ::4], y[::4, ::4], tolerance)
         bend = np.stack([guess[0] - x[::4, ::4], guess[1] - y[::4, ::4]], -1)
         to_coarse = np.array([[0.25, 0.0, 0.0], [0.0, 0.25, 0.0]])
