@@ -77,7 +77,7 @@ def write_kitti_submission(
 
     Raises:
         FileNotFoundError: the test part, or an image of it, is missing.
-        ValueError: the year or the suffix is another one, or the estimate is not a finite flow of the images' size.
+        ValueError: the year or the suffix is not supported, or the estimate is not a finite flow of the images' size.
     """
     one_of(str(year), ("2012", "2015"), "year")
     archive = Path(archive)

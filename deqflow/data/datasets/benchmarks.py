@@ -174,7 +174,7 @@ class Kitti(FlowDataset):
 
     Raises:
         FileNotFoundError: a folder, or a file of a pair, is missing.
-        ValueError: the year is another one.
+        ValueError: the year is neither 2012 nor 2015.
     """
 
     sparse = True

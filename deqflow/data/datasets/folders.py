@@ -19,7 +19,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "middlebury": ("Middlebury",),
 }
 
-# Name of a benchmark: its set, and how it is opened. Sets for training are opened with their held-out part.
+# Name of a benchmark: its set, and how it is opened. Of FlyingChairs and FlyingThings3D, a part that is not trained on
+# is opened.
 BENCHMARKS: dict[str, tuple[str, Callable[[Path], FlowDataset]]] = {
     "chairs-validation": ("chairs", lambda root: FlyingChairs(root, "validation")),
     "chairs-samples": ("chairs", lambda root: FlyingChairs(root, "samples")),
