@@ -1,22 +1,23 @@
-"""Colours for flow fields: the direction is the hue, the length the saturation (Baker et al. 2011, Middlebury)."""
+"""Colours for flow fields: direction gives the hue, length gives the saturation (Baker et al. 2011, Middlebury)."""
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-# Middlebury's wheel of 55 steps: where its corners lie, clockwise on screen from red (motion to the right).
+# Middlebury's colour wheel has 55 steps. Its pure colours are at these steps, clockwise on screen from red (motion to
+# the right).
 _CORNERS = (0, 15, 21, 25, 36, 49, 55)
 _RGB = ((1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0))
-SMALLEST_SCALE = 2.0  # px; with a smaller one, an estimator's error between identical frames would look like motion
+SMALLEST_SCALE = 2.0  # px; with less, an estimator's error between identical frames would look like motion
 
 
 def flow_to_rgb(flow: Tensor, *, largest: float | None = None) -> np.ndarray:
-    """Draw a flow field in Middlebury's colours: white stands still, full colour moves by ``largest``.
+    """Draw a flow field in Middlebury's colours: white is no motion, a full colour is motion by ``largest``.
 
     Args:
         flow: (2, H, W) in pixels; vectors that are not finite become black.
-        largest: length in pixels that gets the full colour; longer vectors are darker. If it is not given,
+        largest: the length in pixels that gets the full colour; longer vectors are darker. If it is not given,
             :func:`color_scale` chooses it.
 
     Returns:
@@ -30,7 +31,7 @@ def flow_to_rgb(flow: Tensor, *, largest: float | None = None) -> np.ndarray:
         raise ValueError(f"flow_to_rgb expects largest to be a positive length in pixels, got {largest!r}.")
     (u, v), known = _finite(flow)
     length = np.hypot(u, v) / scale
-    # Middlebury's own program spreads the 55 colours over a turn with the first and the last beside each other.
+    # As in Middlebury's own program, a full turn spans 54 steps: it begins at the first colour and ends at the last.
     place = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (_CORNERS[-1] - 1)
     hue = np.stack([np.interp(place, _CORNERS, channel) for channel in zip(*_RGB, strict=True)], -1)
     color = np.where(length[..., None] <= 1 + 1e-6, 1 - length[..., None] * (1 - hue), 0.75 * hue)
@@ -38,7 +39,7 @@ def flow_to_rgb(flow: Tensor, *, largest: float | None = None) -> np.ndarray:
 
 
 def color_scale(flow: Tensor) -> float:
-    """The length in pixels that gets the full colour if none is chosen: the longest finite vector's, at least 2 px.
+    """The length in pixels that gets the full colour by default: that of the longest finite vector, at least 2 px.
 
     Args:
         flow: (2, H, W) in pixels.
@@ -51,7 +52,7 @@ def color_scale(flow: Tensor) -> float:
 
 
 def _finite(flow: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors (2, H, W), zero where they are not finite, and where they are finite, (H, W)."""
+    """The vectors, (2, H, W), zero where they are not finite, and a mask, (H, W), true where they are finite."""
     if flow.dim() != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow_to_rgb expects a flow of shape (2, H, W), got {tuple(flow.shape)}.")
     vectors = flow.detach().double().cpu().numpy()
@@ -60,7 +61,7 @@ def _finite(flow: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def color_wheel(side: int = 151) -> np.ndarray:
-    """The colour of each direction and of each length up to 1, on a disc, (side, side, 3) uint8 RGB."""
+    """A disc that shows the colour of each direction and of each length up to 1, (side, side, 3) uint8 RGB."""
     axis = torch.linspace(-1, 1, side)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     inside = x.hypot(y) <= 1
@@ -73,10 +74,10 @@ def add_key(image: np.ndarray, largest: float) -> np.ndarray:
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        largest: length in pixels that has the full colour.
+        largest: the length in pixels that has the full colour.
 
     Returns:
-        (H', W', 3) uint8, RGB, with the image at its upper left; H' > H only where the key would not fit.
+        (H', W', 3) uint8, RGB, with the image at its upper left; H' > H only if the key is taller than the image.
     """
     height, width = image.shape[:2]
     side = int(np.clip(min(height, width) // 3, 41, 151)) // 2 * 2 + 1
@@ -88,7 +89,7 @@ def add_key(image: np.ndarray, largest: float) -> np.ndarray:
     canvas[:height, :width] = image
     left = width + (strip - side) // 2
     canvas[margin : margin + side, left : left + side] = color_wheel(side)
-    # A dark rim, so that the radius that the text names can be seen where the colours are light.
+    # A dark rim and radius show the length that the text names even where the colours are light.
     centre = (left + side // 2, margin + side // 2)
     cv2.circle(canvas, centre, side // 2, (90, 90, 90), 1, cv2.LINE_AA)
     cv2.line(canvas, centre, (centre[0] + side // 2, centre[1]), (90, 90, 90), 1)

@@ -1,4 +1,4 @@
-"""Images and flow files, in and out: encoded in memory, and written whole or not at all."""
+"""Reading and writing of images and flow files. Files are encoded in memory, and written whole or not at all."""
 
 import io
 import re
@@ -17,11 +17,11 @@ from deqflow.data.netpbm import decode_netpbm
 from deqflow.data.numpy_files import DEFLATE_LARGEST, read_arrays
 from deqflow.data.writing import write_whole
 
-# The suffixes of images that are looked for in a folder. A file that is named may have any that OpenCV can read.
+# The suffixes by which images in a folder are found. A single file may have any suffix that OpenCV can read.
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".pnm", ".pam", ".bmp", ".tif", ".tiff", ".webp"))
 FLOAT_SUFFIXES = (".pfm", ".exr", ".hdr", ".pic")  # floating-point images, whose pixel range is unknown
-UNKNOWN_FLOW = 1e9  # Middlebury marks unknown vectors by greater values
-UNKNOWN_MARK = 1e10  # what we write for them
+UNKNOWN_FLOW = 1e9  # Middlebury's files mark unknown vectors by greater values, in px
+UNKNOWN_MARK = 1e10  # the value that we write for unknown vectors
 # Tag, width, height, scale and line end, as in b"PF\n960 540\n-1.0\n".
 PFM_HEADER = re.compile(rb"PF\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s")
 KITTI_LARGEST = (2**16 - 1 - 2**15) / 64  # px; the smallest is -512
@@ -31,12 +31,12 @@ NAMES_OF_FLOW_FILES = ".flo, .pfm, .flo5, .npy, .npz or KITTI's 16-bit .png"
 def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
     """The image files in a folder, sorted by name.
 
-    Files and folders whose names begin with a dot are left out: systems and programs put their own there, such as
-    macOS's ``._x.png`` beside ``x.png``.
+    Files and folders whose names begin with a dot are left out: operating systems and programs use such names for their
+    own files, for example macOS's ``._x.png`` beside ``x.png``.
 
     Args:
-        folder: where to look.
-        recursive: look in the folders inside it as well.
+        folder: the folder to search.
+        recursive: whether to search the folders inside it as well.
     """
     found = folder.rglob("*") if recursive else folder.iterdir()
     return sorted(
@@ -47,15 +47,15 @@ def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
 
 
 def has_hidden_part(path: Path) -> bool:
-    """Whether a part of a relative path begins with a dot."""
+    """Whether any part of a relative path begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Read an image file as (1, 3, H, W) float32, RGB, 0..255: what an estimator takes.
+    """Read an image file as (1, 3, H, W) float32, RGB, 0..255, the form that an estimator takes.
 
-    Grey images get three equal channels, and transparency is dropped. Values of 16 bits are scaled to 0..255, and those
-    of .pgm, .ppm and .pam files by the largest value that the file names.
+    Grey images get three equal channels, and transparency is dropped. Values of 16 bits are scaled to 0..255. Values
+    of .pgm, .ppm and .pam files are scaled by the largest value that the file names.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -83,7 +83,7 @@ def write_image(path: str | Path, image: np.ndarray) -> Path:
     """Write an RGB image (H, W, 3) uint8 in the format that the suffix names.
 
     Raises:
-        ValueError: the array has another shape or type, the suffix is not that of an image of 8 bits which OpenCV can
+        ValueError: the array has another shape or type, the suffix does not name an 8-bit format that OpenCV can
             write, or the format cannot hold an image of this size.
         OSError: the folder can't be written to, or the disk is full.
     """
@@ -96,10 +96,10 @@ def write_image(path: str | Path, image: np.ndarray) -> Path:
 
 
 def check_image_path(path: Path) -> None:
-    """Raise unless the suffix names a format of images that can be written, for those who have to compute one first.
+    """Check, before an image is computed, that the suffix names an image format that can be written.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the suffix does not.
     """
     known = path.suffix and path.suffix.lower() not in FLOAT_SUFFIXES and cv2.haveImageWriter(path.name)
     if not known:
@@ -109,13 +109,13 @@ def check_image_path(path: Path) -> None:
 def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
     """Read a flow field in the format that the suffix names.
 
-    These are Middlebury's ``.flo``, FlyingThings3D's ``.pfm``, KITTI's 16-bit ``.png``, Spring's ``.flo5``, and NumPy's
-    ``.npy`` and ``.npz``. These two hold an array of shape (H, W, 2) or (2, H, W). An ``.npz`` has it by the name
-    ``flow``, beside which there may be ``valid``, booleans of shape (H, W). An array of shape (2, W, 2) is taken as
-    (H, W, 2).
+    The formats are Middlebury's ``.flo``, FlyingThings3D's ``.pfm``, KITTI's 16-bit ``.png``, Spring's ``.flo5``, and
+    NumPy's ``.npy`` and ``.npz``. NumPy's files hold an array of shape (H, W, 2) or (2, H, W). In an ``.npz`` its name
+    is ``flow``, and there may be a second array ``valid``, booleans of shape (H, W). An array of shape (2, W, 2) is
+    read as (H, W, 2).
 
     Returns:
-        flow (2, H, W) float32 in pixels, zero where unknown, and valid (H, W) booleans.
+        flow (2, H, W) float32 in pixels, zero where unknown, and valid (H, W) booleans, true where it is known.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -133,12 +133,12 @@ def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> P
     """Write a flow field, (2, H, W) in pixels, in the format that the suffix names.
 
     ``.flo``, ``.pfm``, ``.flo5``, ``.npy`` and ``.npz`` hold float32. KITTI's 16-bit ``.png`` holds multiples of 1/64
-    from -512 to 511.984375, to the nearest of which the flow is rounded. In ``.npy`` and ``.npz`` files the flow has
+    from -512 to 511.984375; the flow is rounded to the nearest of them. In ``.npy`` and ``.npz`` files the flow has
     the shape (H, W, 2) and is NaN where it is unknown; an ``.npz`` holds ``flow`` and ``valid``.
 
     Args:
         path: ends in .flo, .pfm, .png, .flo5, .npy or .npz.
-        flow: what to write.
+        flow: the flow to write.
         valid: (H, W) booleans, where the flow is known; everywhere if not given.
 
     Raises:
@@ -162,10 +162,10 @@ def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> P
 
 
 def check_flow_path(path: Path) -> None:
-    """Raise unless the suffix names a format of flow that can be written, for those who have to compute one first.
+    """Check, before a flow is computed, that the suffix names a flow format that can be written.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the suffix does not.
         ImportError: ``.flo5`` needs h5py, which is not installed.
     """
     if path.suffix.lower() not in _WRITERS:
@@ -176,7 +176,7 @@ def check_flow_path(path: Path) -> None:
 
 def _read_flo(path: Path) -> tuple[Tensor, Tensor]:
     header = np.fromfile(path, "<i4", count=3)
-    # Check the size before OpenCV allocates what a damaged header asks for.
+    # Check the size first: for a damaged header, OpenCV would allocate too much memory.
     if len(header) < 3 or header[0].tobytes() != b"PIEH":
         raise ValueError(f"{path} is not a .flo file: expected the tag PIEH and a size at its beginning.")
     width, height = int(header[1]), int(header[2])
@@ -202,11 +202,11 @@ def _read_pfm(path: Path) -> tuple[Tensor, Tensor]:
         )
     width, height = int(header[1]), int(header[2])
     start, size = header.end(), 12 * width * height
-    # A header with Windows' line ends has one character more.
+    # A header with Windows line ends is one character longer.
     if beginning[start - 1 : start + 1] == b"\r\n" and path.stat().st_size == start + 1 + size:
         start += 1
     _check_size(path, width, height, expected=start + size)
-    # The sign of the scale is the order of the bytes, and the lowest row comes first.
+    # The sign of the scale gives the byte order. The lowest row comes first.
     values = np.fromfile(path, "<f4" if scale < 0 else ">f4", offset=start).reshape(height, width, 3)
     return _known(torch.from_numpy(values[::-1, :, :2].transpose(2, 0, 1).astype(np.float32, order="C")))
 
@@ -232,7 +232,7 @@ def _read_kitti(path: Path) -> tuple[Tensor, Tensor]:
 
 def _write_kitti(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
     values = np.rint(64.0 * pixels) + 2**15
-    held = ((values >= 0) & (values < 2**16)).all(2)  # false for NaN, too
+    held = ((values >= 0) & (values < 2**16)).all(2)  # also false for NaN
     if (known & ~held).any():
         wrong = pixels[known & ~held]
         raise ValueError(
@@ -262,7 +262,7 @@ def _read_flo5(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _flo5_fault(h5py: ModuleType, file: Any, size: int) -> str:
-    """What is wrong with an HDF5 file, found before its flow is read; an empty string if nothing is."""
+    """Say what is wrong with an HDF5 file, before its flow is read. The string is empty if nothing is wrong."""
     # Links and virtual data could lead to any other file.
     if not isinstance(file.get("flow", getlink=True), h5py.HardLink):
         return "expected a dataset named flow"
@@ -278,7 +278,7 @@ def _flo5_fault(h5py: ModuleType, file: Any, size: int) -> str:
 
 
 def _write_flo5(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
-    content = io.BytesIO()  # HDF5 ends the process where it writes to a full disk itself
+    content = io.BytesIO()  # if HDF5 itself writes to a full disk, it ends the process
     with _h5py(path).File(content, "w") as file:
         marked = np.where(known[..., None], pixels, np.float32("nan"))
         file.create_dataset("flow", data=marked, compression="gzip", compression_opts=5)
@@ -356,7 +356,7 @@ FLOW_SUFFIXES = frozenset(_WRITERS)
 
 
 def _check_size(path: Path, width: int, height: int, *, expected: int) -> None:
-    """Refuse a damaged header before memory of the size that it names is allocated."""
+    """Raise an error for a damaged header before memory of the size that it names is allocated."""
     got = path.stat().st_size
     if min(width, height) < 1 or got != expected:
         raise ValueError(
@@ -365,7 +365,7 @@ def _check_size(path: Path, width: int, height: int, *, expected: int) -> None:
 
 
 def _known(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """The flow, zero where it is unknown, and where it is known."""
+    """Return the flow, zero where it is unknown, and a mask of where it is known."""
     valid = (torch.isfinite(flow) & (flow.abs() < UNKNOWN_FLOW)).all(0)
     return torch.where(valid, flow, 0.0), valid
 
@@ -377,7 +377,7 @@ def _require(path: Path) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file. OpenCV's own reading fails where a path has letters outside of ASCII, on some systems."""
+    """The bytes of a file. On some systems, OpenCV cannot open a path that has letters outside of ASCII."""
     _require(path)
     return path.read_bytes()
 
@@ -385,7 +385,7 @@ def _content(path: Path) -> bytes:
 def _decode(path: Path, content: bytes, flags: int, expected: str) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    except cv2.error:  # a header that asks for more pixels than OpenCV is willing to read
+    except cv2.error:  # the header names more pixels than OpenCV reads
         pixels = None
     if pixels is None:
         raise ValueError(f"{path} can't be read: expected {expected}, and the file is damaged or something else.")
@@ -393,7 +393,7 @@ def _decode(path: Path, content: bytes, flags: int, expected: str) -> np.ndarray
 
 
 def _encode(path: Path, bgr: np.ndarray) -> bytes:
-    """The bytes of an image file. OpenCV's own writing does not always notice that a disk is full."""
+    """The bytes of an image file. OpenCV does not write the file itself, as it can miss that a disk is full."""
     done, content = cv2.imencode(path.suffix, bgr)
     if not done:
         height, width = bgr.shape[:2]

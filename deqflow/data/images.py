@@ -1,4 +1,4 @@
-"""Images in any form that people have them in, as the tensors that estimators take."""
+"""Conversion of images from the usual forms (files, PIL, NumPy, tensors) to the tensors that estimators take."""
 
 from pathlib import Path
 
@@ -13,17 +13,17 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 def as_images(image: ImageLike, name: str = "image") -> Tensor:
-    """An image, or a batch of them, as (B, 3, H, W) float32, RGB, 0..255.
+    """Convert an image, or a batch of images, to (B, 3, H, W) float32, RGB, 0..255.
 
     Args:
         image: a path; a PIL image of any mode; a NumPy array or tensor of uint8 or floating point: (H, W), (H, W, C),
             (C, H, W), (B, H, W, C) or (B, C, H, W), where C is 3, 1 (grey, repeated) or 4 (transparency is dropped).
-            Where both readings fit, channels come last in arrays and first in tensors.
-        name: of the argument, for error messages.
+            Where a shape fits both orders, channels are taken to be last in arrays and first in tensors.
+        name: the name of the argument, for error messages.
 
     Raises:
-        TypeError: something else, or numbers that are neither uint8 nor floating point.
-        ValueError: another shape, or a file that cannot be read as an image.
+        TypeError: ``image`` has another type, or its numbers are neither uint8 nor floating point.
+        ValueError: ``image`` has another shape, or its file cannot be read as an image.
         FileNotFoundError: there is no such file.
     """
     if isinstance(image, str | Path):
@@ -58,7 +58,7 @@ def as_images(image: ImageLike, name: str = "image") -> Tensor:
 
 
 def _channels_first(values: Tensor, last_first: bool) -> Tensor:
-    """(B, H, W, C) or (B, C, H, W) -> (B, C, H, W); which of the two it is, the number of channels says."""
+    """(B, H, W, C) or (B, C, H, W) -> (B, C, H, W). The axis of 1, 3 or 4 elements is that of the channels."""
     ends = {"last": values.shape[-1] in (1, 3, 4), "first": values.shape[1] in (1, 3, 4)}
     last = ends["last"] and (last_first or not ends["first"])
     return values.movedim(-1, 1) if last else values

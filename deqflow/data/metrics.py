@@ -32,21 +32,21 @@ def mean_endpoint_error(flow: Tensor, target: Tensor, valid: Tensor | None = Non
     return torch.where(valid, error, 0.0).flatten(1).sum(1) / counts
 
 
-# Ranges of the length of the true flow, in px, as Sintel's table has them.
+# Ranges of the length of the true flow, in px, as in Sintel's table of results.
 SPEED_RANGES: dict[str, tuple[float, float]] = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, math.inf)}
 
 
-# End-point errors, in px, under which a pixel counts as right: the shares that tables of results give.
+# A pixel counts as right if its end-point error is at most this, in px. Tables of results give these shares.
 THRESHOLDS = (1, 3, 5)
 
 
 class FlowErrors:
     """Adds up the errors of pairs over their valid pixels. A pixel without truth has no effect.
 
-    Errors are summed in float64, so the order and the number of pairs do not matter.
+    Errors are summed in float64, so the order and the number of pairs do not affect the result.
 
     Attributes:
-        sums: what was added up so far, by name: sums of errors in px, and numbers of pixels and pairs.
+        sums: the running totals by name: sums of errors in px, and numbers of pixels and pairs.
     """
 
     def __init__(self) -> None:
@@ -61,10 +61,11 @@ class FlowErrors:
         Args:
             flow, target: (B, 2, H, W) in pixels.
             valid: (B, H, W) booleans. A pair without a valid pixel adds nothing.
-            occluded: (B, H, W) booleans, what is known to be hidden or out of frame; nothing if not given.
+            occluded: (B, H, W) booleans, true where a pixel is known to be hidden or out of frame; false everywhere if
+                not given.
 
         Raises:
-            ValueError: the shapes do not fit each other.
+            ValueError: the shapes do not match each other.
         """
         if flow.dim() != 4 or flow.shape != target.shape or valid.shape != flow[:, 0].shape:
             raise ValueError(
@@ -79,7 +80,7 @@ class FlowErrors:
             error, length = errors[b][known].double(), torch.linalg.vector_norm(target[b][:, known], dim=0)
             self._add_mean("all", error)
             self._add_mean("of_pairs", error.mean()[None])
-            # Written so that a NaN is an outlier: every comparison with it is false.
+            # The condition is negated so that a NaN counts as an outlier: every comparison with NaN is false.
             self.sums["outliers"] += int((~((error <= 3) | (error <= 0.05 * length))).sum())
             for threshold in THRESHOLDS:
                 self.sums[f"within_{threshold}"] += int((error <= threshold).sum())
@@ -90,21 +91,22 @@ class FlowErrors:
             self._add_mean("unmatched", error[hidden[known]])
 
     def add_sums(self, sums: Mapping[str, float]) -> None:
-        """Add what another one of this class has added up, its ``sums``: plain numbers, which json holds exactly."""
+        """Add the ``sums`` of another ``FlowErrors``. They are plain numbers, which json stores exactly."""
         for name in self.sums:
             self.sums[name] += sums[name]
 
     def summary(self) -> dict[str, Any]:
-        """What was added up, as json can hold it; None stands for a mean over nothing.
+        """The results in types that json can store. None stands for a mean or a share of no pixels.
 
         Returns:
-            ``pairs`` and ``pixels`` that counted; ``epe_px``, the mean end-point error of all pixels (Sintel);
-            ``pair_epe_px``, the mean of the pairs' means (KITTI); ``f1_all``, the share of pixels whose error is
-            more than 3 px and more than 5 % of the true displacement (KITTI); ``within``, the shares of pixels whose
-            error is at most 1, 3 and 5 px, by that number; ``outliers_1px``, the share of pixels whose error is more
-            than 1 px (Spring's 1px); ``by_speed_px``, ``epe_px`` by range of
-            the true displacement (:data:`SPEED_RANGES`), ``matched_px`` and ``unmatched_px``, by occlusion, and
-            ``speed_share`` and ``unmatched_share``, the shares of pixels in these.
+            ``pairs`` and ``pixels``, the numbers of those that counted; ``epe_px``, the mean end-point error of all
+            pixels (Sintel); ``pair_epe_px``, the mean of the pairs' means (KITTI); ``f1_all``, the share of pixels
+            whose error is more than 3 px and more than 5 % of the true displacement (KITTI); ``within``, the shares of
+            pixels whose error is at most 1, 3 and 5 px, with that number as the key; ``outliers_1px``, the share of
+            pixels whose error is more than 1 px (Spring's 1px); ``by_speed_px``, the mean end-point error in each range
+            of the true displacement (:data:`SPEED_RANGES`), and ``speed_share``, the share of pixels in each;
+            ``matched_px`` and ``unmatched_px``, the mean end-point errors of pixels that are not occluded and of those
+            that are, and ``unmatched_share``, the share of occluded pixels.
         """
         return {
             "pairs": self.sums["of_pairs_count"],

@@ -21,8 +21,8 @@ def decode_netpbm(content: bytes) -> np.ndarray | None:
         content: the bytes of the file.
 
     Returns:
-        (H, W, 3) float32, RGB, 0..255: value x 255 / largest value. None if the bytes are not such an image (bitmaps,
-        which have no largest value, are none either).
+        (H, W, 3) float32, RGB, 0..255: value x 255 / largest value. None if the bytes are not such an image.
+        Bitmaps (.pbm) have no largest value, so they give None as well.
 
     Raises:
         ValueError: the header makes no sense, pixels are missing, or a value is above the largest.
@@ -50,12 +50,12 @@ def decode_netpbm(content: bytes) -> np.ndarray | None:
     pixels = values[:count].reshape(height, width, channels)
     if pixels.max() > largest:
         raise ValueError(f"expected values of at most {largest}, got {pixels.max()}")
-    colours = pixels[..., :3] if channels >= 3 else pixels[..., :1].repeat(3, 2)  # without transparency
+    colours = pixels[..., :3] if channels >= 3 else pixels[..., :1].repeat(3, 2)  # drops transparency
     return (colours.astype(np.float64) * 255 / largest).astype(np.float32)
 
 
 def _pam_header(content: bytes) -> tuple[int, int, int, int, int]:
-    """Width, height, channels, largest value, and where the pixels begin."""
+    """Return width, height, channels, the largest value, and the position where the pixels begin."""
     header = _PAM.match(content)
     lines = header[1].splitlines() if header else []
     fields = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1 and not line.startswith(b"#"))
@@ -68,7 +68,7 @@ def _pam_header(content: bytes) -> tuple[int, int, int, int, int]:
 
 def _binary_values(content: bytes, start: int, count: int, largest: int) -> np.ndarray:
     dtype = np.dtype("u1" if largest < 256 else ">u2")
-    # A header with Windows' line ends has one character more than it should.
+    # A header with Windows line ends is one character longer than it should be.
     if content[start - 1 : start + 1] == b"\r\n" and len(content) == start + 1 + count * dtype.itemsize:
         start += 1
     return np.frombuffer(content, dtype, min(count, (len(content) - start) // dtype.itemsize), start)

@@ -1,4 +1,4 @@
-"""Arrays in NumPy's files, .npy and .npz, read without trusting their headers and without running pickled code."""
+"""Reading of NumPy's files, .npy and .npz, without trust in their headers and without running pickled code."""
 
 import math
 import zipfile
@@ -8,12 +8,12 @@ from typing import IO
 
 import numpy as np
 
-DEFLATE_LARGEST = 1032  # bytes that one compressed byte can hold
+DEFLATE_LARGEST = 1032  # the most bytes that one compressed byte can expand to
 ERRORS = (ValueError, EOFError, OSError, SyntaxError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that holds a flow: ``flow`` and, in an .npz that has it, ``valid``.
+    """Read the arrays of a file that holds a flow: ``flow`` and, if an .npz has it, ``valid``.
 
     Raises:
         ValueError: the file is damaged, holds something other than numbers, or lacks ``flow``.
@@ -39,7 +39,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _read_array(file: IO[bytes], size: int) -> np.ndarray:
-    """An array of numbers or booleans in NumPy's format, from a stream that holds at most ``size`` bytes."""
+    """Read an array of numbers or booleans in NumPy's format, from a stream of at most ``size`` bytes."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(file)

@@ -1,4 +1,4 @@
-"""Files to hand in at the benchmarks whose truth is kept back: Sintel and KITTI."""
+"""Submission files for the benchmarks whose test truth is not public: Sintel and KITTI."""
 
 import tempfile
 import zipfile
@@ -15,7 +15,7 @@ from deqflow.data.flow_files import KITTI_LARGEST, read_image, write_flow
 from deqflow.data.writing import whole
 
 Estimate = Callable[[Tensor, Tensor], Tensor]
-KITTI_PLACES = {2012: "", 2015: "flow/"}  # where the server looks for 000000_10.png in the archive
+KITTI_PLACES = {2012: "", 2015: "flow/"}  # folder in the archive where the server looks for 000000_10.png
 
 
 def write_sintel_submission(
@@ -28,20 +28,20 @@ def write_sintel_submission(
 ) -> Path:
     """Estimate the flow of Sintel's test part and write it as ``folder/clean/ambush_1/frame_0001.flo`` and so on.
 
-    The benchmark's own ``bundler``, which comes with the set, makes one file of it:
-    ``bundler folder/clean folder/final submission.lzma``. Files that are there already are kept, so that an
-    interrupted run goes on where it was: begin with an empty folder for another model.
+    The benchmark's own ``bundler``, which comes with the set, makes one file of the folder:
+    ``bundler folder/clean folder/final submission.lzma``. Existing files are kept, so that an interrupted run can
+    resume. Use an empty folder for another model.
 
     Args:
         root: Sintel's folder, which holds ``test``.
-        folder: where to.
+        folder: the folder to write to.
         estimate: takes two images (1, 3, H, W), RGB in 0..255, and returns the flow (1, 2, H, W) in pixels.
-        renders: the passes, "clean" and "final".
+        renders: the render passes, "clean", "final" or both.
         on_pair: called with each path once it is written.
 
     Raises:
         FileNotFoundError: the test part, or a frame of it, is missing.
-        ValueError: another render, or the estimate is no finite flow of the images' size.
+        ValueError: a render is unknown, or the estimate is not a finite flow of the images' size.
     """
     for render in renders:
         one_of(render, ("clean", "final"), "each render")
@@ -66,18 +66,18 @@ def write_kitti_submission(
 ) -> Path:
     """Estimate the flow of KITTI's test part and write the archive that its server takes.
 
-    Vectors that the format cannot hold are clamped to it, -512 to 511.98 px.
+    Components outside the range of the format, -512 to 511.98 px, are clamped to it.
 
     Args:
         root: KITTI's folder of that year, which holds ``testing``.
-        archive: where to, ending in .zip.
+        archive: the path of the archive to write, which ends in .zip.
         estimate: takes two images (1, 3, H, W), RGB in 0..255, and returns the flow (1, 2, H, W) in pixels.
         year: 2012 or 2015.
         on_pair: called with the first image's path once its flow is estimated.
 
     Raises:
         FileNotFoundError: the test part, or an image of it, is missing.
-        ValueError: another year or suffix, or the estimate is no finite flow of the images' size.
+        ValueError: the year or the suffix is not supported, or the estimate is not a finite flow of the images' size.
     """
     one_of(str(year), ("2012", "2015"), "year")
     archive = Path(archive)
@@ -100,7 +100,7 @@ def write_kitti_submission(
 
 
 def _sintel_pairs(frames: Path) -> Iterator[tuple[Path, Path]]:
-    """Each frame of a scene with the next."""
+    """Each frame of a scene with the next frame."""
     scenes: dict[Path, list[Path]] = {}
     what = "Sintel's test frames, a folder a scene with frame_0001.png and so on,"
     for path in expected_files(frames, "*/frame_*.png", what):
@@ -120,7 +120,7 @@ def _there(path: Path) -> Path:
 
 @torch.no_grad()
 def _estimated(estimate: Estimate, image1: Path, image2: Path) -> Tensor:
-    """The flow (2, H, W) of a pair."""
+    """Estimate the flow of a pair, (2, H, W), and check its shape and that it is finite."""
     first, second = read_image(image1), read_image(image2)
     flow = estimate(first, second).detach().float().cpu()
     expected = (1, 2, *first.shape[2:])

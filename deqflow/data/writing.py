@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: under a temporary name beside their own, and renamed at the end."""
+"""Files are written whole or not at all: each is written under a temporary name in the same folder, then renamed."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def is_same_file(path: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to one file or folder, whatever links are on the way."""
+    """Whether two paths lead to the same file or folder; links are followed."""
     try:
         return os.path.samefile(path, other)
     except OSError:  # one of them does not exist
@@ -37,7 +37,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def write_whole(path: str | Path, content: bytes | str) -> Path:
-    """Write a file from memory, text as UTF-8.
+    """Write a file from memory, whole or not at all. Text is encoded as UTF-8.
 
     Raises:
         OSError: the folder can't be written to, or the disk is full.
@@ -53,7 +53,7 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
 
 
 def not_written(path: Path, error: Exception) -> OSError:
-    """The error to raise if a file could not be written, whatever kind of error the library raised."""
+    """The error to raise if a file could not be written. ``error`` is what the library raised, of any type."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
     sentence = f"Writing {path} failed: check that its folder can be written to and the disk is not full ({reason})."
     number = error.errno if isinstance(error, OSError) else None

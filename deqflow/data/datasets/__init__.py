@@ -1,4 +1,4 @@
-"""Pairs of images with true flow: one's own, the motorcycle pair, the published sets, and what is trained on them."""
+"""Pairs of images: your own, the motorcycle pair, the published data sets, and mixtures of them for training."""
 
 from deqflow.data.datasets.augmentation import Augmentation, dense_augmentation, sparse_augmentation
 from deqflow.data.datasets.benchmarks import HD1K, FlyingChairs, FlyingThings3D, Kitti, Middlebury, Sintel, Spring

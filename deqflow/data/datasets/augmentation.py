@@ -13,23 +13,23 @@ from deqflow.data.datasets.samples import FlowSample, leaves_frame
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A random crop of a pair, changed in the ways that RAFT was trained with.
+    """RAFT's augmentation of a pair, which ends with a random crop.
 
-    What is drawn comes from the generator that is handed in, and from nothing else. A pixel of the result is
-    ``occluded`` where it was, and where its known flow leads out of the crop or into an erased rectangle.
+    All randomness comes from the generator that is passed in. A pixel of the result is ``occluded`` if it was occluded
+    before, or if its known flow leads out of the crop or into an erased rectangle.
 
     Attributes:
         crop: height and width of the result, in pixels. A smaller image is enlarged until the crop fits.
         scale: least and greatest zoom, as powers of 2.
-        zooms: share of pairs that are zoomed and stretched at all.
-        stretch: greatest zoom of one axis beyond the other's, as a power of 2; drawn for each axis.
+        zooms: share of pairs that are zoomed, and perhaps stretched.
+        stretch: greatest additional zoom of an axis, as a power of 2; it is drawn for each axis separately.
         stretches: share of zoomed pairs that are stretched.
         flips: share of pairs that are mirrored left to right, and upside down.
-        sparse: the truth is known at scattered pixels. They are moved, not interpolated, and the crop may be drawn up
-            to 20 rows above or below and 50 columns beside the image and is then pushed back in, which favours the
-            edges; what KITTI and HD1K are trained with.
-        jitter: of the colours; none if not given.
-        eraser: of the second image; none if not given.
+        sparse: whether the truth is known at scattered pixels only, as in KITTI and HD1K. Its vectors are then moved,
+            not interpolated. The crop may be drawn up to 20 rows above or below and 50 columns beside the image and is
+            then moved back into it, which favours the edges.
+        jitter: changes of the colours; None for no changes.
+        eraser: erases rectangles of the second image; None to erase nothing.
     """
 
     crop: tuple[int, int]
@@ -51,7 +51,7 @@ class Augmentation:
             )
 
     def __call__(self, sample: FlowSample, rng: np.random.Generator) -> FlowSample:
-        """Change a sample of any size; the result has the crop's."""
+        """Augment a sample of any size. The result has the size of the crop."""
         pair = _Pair.of(sample)
         if self.jitter is not None:
             image1, image2 = self.jitter(pair.image1, pair.image2, rng)
@@ -68,7 +68,7 @@ class Augmentation:
         return pair.cropped(*self._corner(size, rng), *self.crop).sample()
 
     def _size(self, size: tuple[int, ...], rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width to resize to: zoomed and stretched, and never smaller than the crop."""
+        """Draw the height and width to resize to, which are never smaller than the crop."""
         height, width = size
         crop_height, crop_width = self.crop
         zoomed = rng.random() < self.zooms
@@ -77,13 +77,13 @@ class Augmentation:
             zoom = zoom * np.exp2(rng.uniform(-self.stretch, self.stretch, 2))
         if not zoomed and height >= crop_height and width >= crop_width:
             return height, width
-        # A few pixels to spare leave some choice to the crop.
+        # A few spare pixels leave the crop a choice of positions.
         spare = 1 if self.sparse else 8
         zoom = np.maximum(zoom, max((crop_height + spare) / height, (crop_width + spare) / width))
         return round(height * float(zoom[0])), round(width * float(zoom[1]))
 
     def _corner(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """Top and left of the crop."""
+        """Draw the top and left of the crop."""
         free = np.array(size) - np.array(self.crop)
         beyond = np.array([20, 50] if self.sparse else [0, 0])
         top, left = np.clip(rng.integers(-beyond, free + beyond, endpoint=True), 0, free)
@@ -107,7 +107,7 @@ def sparse_augmentation(
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """A sample as OpenCV takes it.
+    """A sample in the form that OpenCV takes.
 
     Attributes:
         image1, image2: (H, W, 3) float32, 0..255.
@@ -134,7 +134,7 @@ class _Pair:
         return FlowSample(image1, image2, flow, valid, occluded | (valid & leaves_frame(flow)))
 
     def leads_into(self, region: np.ndarray) -> np.ndarray:
-        """Where the known flow leads into a region (H, W) of the second image."""
+        """A mask of the pixels whose known flow leads into a region (H, W) of the second image."""
         if not region.any():
             return np.zeros_like(self.valid)
         height, width = region.shape
@@ -146,20 +146,23 @@ class _Pair:
         return into
 
     def resized(self, size: tuple[int, int], *, sparse: bool) -> "_Pair":
-        """The pair at another height and width; the flow's vectors grow with it."""
+        """The pair at another height and width. The flow's vectors are scaled with it."""
         image1, image2 = (_resize(image, size, cv2.INTER_LINEAR) for image in (self.image1, self.image2))
         if sparse:
             flow, valid, occluded = self._scattered(size)
         else:
             ratio = np.array([size[1] / self.valid.shape[1], size[0] / self.valid.shape[0]], np.float32)
-            # A vector that was mixed with an unknown one is unknown.
+            # A vector that is interpolated from an unknown one is unknown.
             valid = _resize(self.valid.astype(np.float32), size, cv2.INTER_LINEAR) > 0.999
             flow = _resize(self.flow, size, cv2.INTER_LINEAR) * ratio * valid[..., None]
             occluded = _resize(self.occluded.astype(np.uint8), size, cv2.INTER_NEAREST) > 0
         return _Pair(image1=image1, image2=image2, flow=flow, valid=valid, occluded=occluded)
 
     def _scattered(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each known vector at the pixel that its own comes to lie in; of several, one is kept."""
+        """Flow, validity and occlusion at another size: each known vector moves with its pixel.
+
+        If several vectors reach one pixel, one of them is kept.
+        """
         ratio = np.array([size[0] / self.valid.shape[0], size[1] / self.valid.shape[1]])
         rows, columns = np.nonzero(self.valid)
         down = ((rows + 0.5) * ratio[0]).astype(int)
@@ -171,7 +174,7 @@ class _Pair:
         return flow, valid, occluded
 
     def flipped(self, axis: int) -> "_Pair":
-        """The pair mirrored along an axis, 0 down or 1 across."""
+        """The pair mirrored along an axis: 0 is vertical, 1 is horizontal."""
         sign = np.array([-1, 1] if axis == 1 else [1, -1], np.float32)
         parts = {name: np.flip(part, axis) for name, part in vars(self).items()}
         return _Pair(**parts | {"flow": parts["flow"] * sign})

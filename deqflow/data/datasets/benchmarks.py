@@ -1,4 +1,4 @@
-"""The published sets, in the folder layouts in which they are published; data/README.md shows each."""
+"""The published data sets, in the folder layouts in which they are published. data/README.md shows each layout."""
 
 import re
 from collections.abc import Iterator
@@ -28,18 +28,19 @@ RELEASED = re.compile(r"\d{5}_flow\.flo")
 class FlyingChairs(FlowDataset):
     """FlyingChairs (Dosovitskiy et al. 2015): 22872 rendered pairs of 512 x 384.
 
-    Two releases are read, in ``root`` or in ``root/data``: the set itself, ``NNNNN_img1.ppm, NNNNN_img2.ppm,
-    NNNNN_flow.flo``, and the samples that came with FlowNet 2, ``NNNNNNN-img0.ppm, NNNNNNN-img1.ppm,
-    NNNNNNN-gt.flo``.
+    Two releases can be read, from ``root/data`` or, if that folder does not exist, from ``root``: the set itself,
+    ``NNNNN_img1.ppm, NNNNN_img2.ppm, NNNNN_flow.flo``, and the samples that came with FlowNet 2,
+    ``NNNNNNN-img0.ppm, NNNNNNN-img1.ppm, NNNNNNN-gt.flo``.
 
     Args:
         root: the folder of the set.
-        split: "train" or "validation" of the set itself, told apart by ``FlyingChairs_train_val.txt`` in ``root``
-            (line N is 1 or 2, for pair N), "samples" for the samples, or "all" for whatever is there.
+        split: "train" or "validation" of the set itself, "samples" for the samples, or "all" for all pairs.
+            ``FlyingChairs_train_val.txt`` in ``root`` defines the first two: line N is 1 (train) or 2 (validation) for
+            pair N.
 
     Raises:
         FileNotFoundError: the folder, a file of a pair, or the split file is missing.
-        ValueError: another split, a damaged split file, or a file of another name.
+        ValueError: the split is unknown, the split file is damaged, or the name of a file is unexpected.
     """
 
     def __init__(self, root: str | Path, split: str = "all") -> None:
@@ -76,7 +77,7 @@ class FlyingChairs(FlowDataset):
         for line, label in enumerate(labels, 1):
             if label not in ("1", "2"):
                 raise ValueError(f"{path} is damaged: expected 1 or 2 in line {line}, got {label[:20]!r}.")
-        numbers = [int(flow.name[:5]) for flow in flows]  # from 1 on
+        numbers = [int(flow.name[:5]) for flow in flows]  # these begin at 1
         if numbers and not 1 <= min(numbers) <= max(numbers) <= len(labels):
             raise ValueError(f"{path} has {len(labels)} lines: expected one for each pair, of 1 to {max(numbers)}.")
         return [flow for flow, number in zip(flows, numbers, strict=True) if labels[number - 1] == wanted]
@@ -89,11 +90,11 @@ class FlyingThings3D(FlowDataset):
         root: the folder that holds ``frames_cleanpass`` or ``frames_finalpass``, and ``optical_flow``.
         split: "train" or "test".
         render: "clean" or "final".
-        directions: the frame after, the frame before, or both.
+        directions: "into_future" for flow to the next frame, "into_past" for flow to the previous frame, or both.
 
     Raises:
         FileNotFoundError: a folder, or a file of a pair, is missing.
-        ValueError: another split, render or direction.
+        ValueError: the split, the render or a direction is unknown.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class FlyingThings3D(FlowDataset):
             outermost = numbers[-1 if step > 0 else 0][0]
             for number, flow in numbers:
                 second = scene / f"{number + step:04d}.png"
-                # The outermost flow of a scene leads to a frame that was never published.
+                # The outermost flow of a scene leads to a frame that was not published.
                 if number != outermost or second.is_file():
                     yield PairFiles(image1=scene / f"{number:04d}.png", image2=second, flow=flow)
 
@@ -131,15 +132,16 @@ class FlyingThings3D(FlowDataset):
 class Sintel(FlowDataset):
     """MPI Sintel's training part (Butler et al. 2012): 1041 pairs of 1024 x 436 in 23 scenes.
 
-    ``occluded`` is read from ``training/occlusions`` where that folder is, and false everywhere elsewhere.
+    ``occluded`` is read from ``training/occlusions`` if that folder exists. Otherwise it is true only where the known
+    flow leaves the frame.
 
     Args:
         root: the folder that holds ``training``.
-        render: the pass, "clean", "final" or "albedo".
+        render: the render pass, "clean", "final" or "albedo".
 
     Raises:
         FileNotFoundError: a folder, or a file of a pair, is missing.
-        ValueError: another render.
+        ValueError: the render is unknown.
     """
 
     def __init__(self, root: str | Path, render: str = "clean") -> None:
@@ -160,11 +162,11 @@ class Sintel(FlowDataset):
 
 
 class Kitti(FlowDataset):
-    """KITTI's training part of 2012 (Geiger et al., 194 pairs) or 2015 (Menze and Geiger, 200), sparse truth.
+    """KITTI's training part of 2012 (Geiger et al., 194 pairs) or 2015 (Menze and Geiger, 200 pairs), sparse truth.
 
-    The images are in ``training/image_2`` (2015) or ``training/colored_0`` (2012), the flow of all pixels in
-    ``training/flow_occ``. Where ``training/flow_noc`` is too, ``occluded`` is what only the former knows: nearly all
-    of it has left the frame.
+    The images are in ``training/image_2`` (2015) or ``training/colored_0`` (2012), and the flow of all pixels is in
+    ``training/flow_occ``. If ``training/flow_noc`` exists, ``occluded`` is where only ``flow_occ`` has a vector: nearly
+    all of these pixels leave the frame.
 
     Args:
         root: the folder that holds ``training``.
@@ -172,7 +174,7 @@ class Kitti(FlowDataset):
 
     Raises:
         FileNotFoundError: a folder, or a file of a pair, is missing.
-        ValueError: another year.
+        ValueError: the year is neither 2012 nor 2015.
     """
 
     sparse = True
@@ -196,13 +198,13 @@ class Kitti(FlowDataset):
 
     def _occluded(self, path: Path, valid: Tensor) -> Tensor:
         visible = read_flow(path)[1]
-        return valid & ~visible if visible.shape == valid.shape else visible  # another size is reported by the caller
+        return valid & ~visible if visible.shape == valid.shape else visible  # the caller reports another size
 
 
 class HD1K(FlowDataset):
     """HD1K (Kondermann et al. 2016): 36 sequences of street scenes of 2560 x 1080, sparse truth.
 
-    Each image with flow makes a pair with the next of its sequence; the last of a sequence makes none.
+    Each image with flow forms a pair with the next image of its sequence. The last image of a sequence forms none.
 
     Args:
         root: the folder that holds ``hd1k_input`` and ``hd1k_flow_gt``.
@@ -220,7 +222,7 @@ class HD1K(FlowDataset):
         after = {first.name: second for first, second in pairwise(frames) if sequence(first) == sequence(second)}
         last = {path.name for path in frames} - after.keys()
         super().__init__(
-            # An image that isn't there has no next one: itself in its place, and it is reported as missing.
+            # A missing image has no next one. It takes the place of the next one, and the check reports it as missing.
             PairFiles(image1=(first := frames[0].parent / flow.name), image2=after.get(flow.name, first), flow=flow)
             for flow in flows
             if flow.name not in last
@@ -235,18 +237,18 @@ def sequence(path: Path) -> str:
 class Spring(FlowDataset):
     """Spring's training part (Mehl et al. 2023): 37 scenes of 1920 x 1080, left and right camera.
 
-    The truth has four vectors a pixel, in pixels of the images; the upper left one is taken, as the authors' own
-    loader does. Where it is known to be occluded is not part of the set's flow files, so ``occluded`` is what
-    leaves the frame. Reading needs h5py: ``pip install 'deqflow[data]'``.
+    The truth has four vectors for each pixel of the images, in pixels of the images. The upper left one is used, as in
+    the authors' own loader. The set's flow files do not say which pixels are occluded, so ``occluded`` is where the
+    known flow leaves the frame. Reading needs h5py: ``pip install 'deqflow[data]'``.
 
     Args:
         root: the folder that holds ``train``.
         cameras: "left", "right", or both.
-        directions: "FW", the frame after, "BW", the frame before, or both.
+        directions: "FW" for flow to the next frame, "BW" for flow to the previous frame, or both.
 
     Raises:
         FileNotFoundError: a folder, or a file of a pair, is missing.
-        ValueError: another camera or direction.
+        ValueError: a camera or a direction is unknown.
     """
 
     def __init__(
@@ -273,7 +275,7 @@ class Spring(FlowDataset):
 
 
 class Middlebury(FlowDataset):
-    """Middlebury's pairs with public truth (Baker et al. 2011): frame 10 to frame 11 of 8 scenes.
+    """Middlebury's pairs with public truth (Baker et al. 2011): from frame 10 to frame 11 of 8 scenes.
 
     Args:
         root: the folder that holds ``other-data`` and ``other-gt-flow``.

@@ -1,4 +1,4 @@
-"""What all published sets share: lists of files, checked when the set is opened, and samples read from them."""
+"""Base of all published sets: lists of files, checked when a set is opened, and samples read from these files."""
 
 import os
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ ADVICE = "data/README.md says where each set comes from and how it must lie."
 
 
 class SetNotFoundError(FileNotFoundError):
-    """A set, or the part of it that was asked for, is not there at all; a sentence says what should lie where."""
+    """A set, or the part of it that was asked for, does not exist. The error message says what is expected where."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairFiles:
-    """Where the parts of a sample lie.
+    """The paths of the files of a sample.
 
     Attributes:
-        image1, image2: two images.
-        flow: from the first to the second.
-        occlusion: what tells where the first image is occluded, if anything does.
+        image1, image2: the two images.
+        flow: the flow from the first to the second image.
+        occlusion: the file from which the occlusion of the first image is read, or None.
     """
 
     image1: Path
@@ -36,16 +36,16 @@ class PairFiles:
 
 
 class FlowDataset(torch.utils.data.Dataset[FlowSample]):
-    """Pairs with true flow, read from their files on demand.
+    """Pairs of images with true flow, read from their files on demand.
 
-    A pixel is ``occluded`` where the set says so, and where its known flow leaves the frame.
+    A pixel is ``occluded`` if the set says so, or if its known flow leaves the frame.
 
     Args:
-        files: where the pairs lie, in order. Each file must be there: one that is missing is named now, not after
-            hours of training.
+        files: the files of the pairs, in order. All files must exist. They are checked now, so that a missing file does
+            not stop a training hours later.
 
     Attributes:
-        sparse: the truth is known at scattered pixels, so it must not be interpolated.
+        sparse: whether the truth is known at scattered pixels only, so that it must not be interpolated.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -55,7 +55,7 @@ class FlowDataset(torch.utils.data.Dataset[FlowSample]):
 
     def __init__(self, files: Iterable[PairFiles]) -> None:
         self.files = tuple(files)
-        # One listing a folder: asking for a quarter of a million files one by one takes minutes on a network disk.
+        # List each folder once: checking a quarter of a million files one by one takes minutes on a network disk.
         listing = cache(_names)
         for pair in self.files:
             for field in fields(pair):
@@ -73,7 +73,7 @@ class FlowDataset(torch.utils.data.Dataset[FlowSample]):
         """Read a sample.
 
         Raises:
-            IndexError: no such index.
+            IndexError: the index is out of range.
             ValueError: a file is damaged, or the sizes of a pair's files differ.
         """
         files = self.files[index]
@@ -88,11 +88,11 @@ class FlowDataset(torch.utils.data.Dataset[FlowSample]):
         return FlowSample(image1, image2, flow, valid, occluded | (valid & leaves_frame(flow)))
 
     def _flow(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Read the truth at the images' size: flow (2, H, W), valid (H, W). Spring's is larger."""
+        """Read the truth at the size of the images: flow (2, H, W), valid (H, W). Spring overrides it."""
         return read_flow(path)
 
     def _occluded(self, path: Path, valid: Tensor) -> Tensor:
-        """Read where the first image is occluded: a mask, white where it is. KITTI tells it otherwise."""
+        """Read where the first image is occluded, from a mask that is white there. KITTI overrides it."""
         return read_image(path)[0, 0] >= 128
 
 
@@ -105,10 +105,10 @@ def _names(folder: Path) -> frozenset[str]:
 
 
 def expected_folder(folder: Path, what: str) -> Path:
-    """The folder, or a sentence that says what should be there.
+    """Return the folder if it exists.
 
     Raises:
-        SetNotFoundError: there is no such folder.
+        SetNotFoundError: there is no such folder. The error message says what is expected there.
     """
     if not folder.is_dir():
         raise SetNotFoundError(f"No folder at {folder}: expected {what} there. {ADVICE}")
@@ -116,10 +116,10 @@ def expected_folder(folder: Path, what: str) -> Path:
 
 
 def expected_files(folder: Path, pattern: str, what: str) -> list[Path]:
-    """The files in a folder that fit a pattern, sorted, without those whose names begin with a dot.
+    """The files in a folder that match a pattern, sorted, without those in whose path a name begins with a dot.
 
     Raises:
-        SetNotFoundError: there is no such folder, or no such file in it.
+        SetNotFoundError: there is no such folder, or no file in it matches.
     """
     matching = expected_folder(folder, what).glob(pattern)
     found = sorted(path for path in matching if not has_hidden_part(path.relative_to(folder)))
@@ -129,7 +129,7 @@ def expected_files(folder: Path, pattern: str, what: str) -> list[Path]:
 
 
 def one_of(value: str, choices: tuple[str, ...], what: str) -> str:
-    """The value, if it is one of the choices.
+    """Return the value if it is one of the choices.
 
     Raises:
         ValueError: it is none of them.
@@ -140,10 +140,10 @@ def one_of(value: str, choices: tuple[str, ...], what: str) -> str:
 
 
 def some_of(values: tuple[str, ...], choices: tuple[str, ...], what: str) -> None:
-    """Check a tuple of choices.
+    """Check that the values are some of the choices.
 
     Raises:
-        ValueError: no tuple, an empty one, or one with something else in it.
+        ValueError: ``values`` is a string, is empty, or contains something else.
     """
     if not values or isinstance(values, str) or not set(values) <= set(choices):
         raise ValueError(f"Expected {what} to be a tuple of some of {', '.join(choices)}, got {values!r}.")

@@ -1,4 +1,4 @@
-"""Which sets lie under a folder."""
+"""Search for the data sets in a folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from deqflow.data.datasets.benchmarks import HD1K, FlyingChairs, FlyingThings3D, Kitti, Middlebury, Sintel, Spring
 from deqflow.data.datasets.files import ADVICE, FlowDataset, SetNotFoundError, one_of
 
-# What a set's folder may be called; only letters and digits count, capital or not. The first is ours to advise.
+# The names that a set's folder may have. Only letters and digits are compared, and case is ignored. Error messages
+# suggest the first name.
 FOLDERS: dict[str, tuple[str, ...]] = {
     "chairs": ("FlyingChairs", "FlyingChairs_release"),
     "things": ("FlyingThings3D", "FlyingThings"),
@@ -18,7 +19,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "middlebury": ("Middlebury",),
 }
 
-# Name of a benchmark: its set, and how it is opened. Sets that are usually trained on come with the part held out.
+# Name of a benchmark: its set, and how it is opened. Of FlyingChairs and FlyingThings3D, a part that is not trained on
+# is opened.
 BENCHMARKS: dict[str, tuple[str, Callable[[Path], FlowDataset]]] = {
     "chairs-validation": ("chairs", lambda root: FlyingChairs(root, "validation")),
     "chairs-samples": ("chairs", lambda root: FlyingChairs(root, "samples")),
@@ -39,8 +41,8 @@ def set_folders(root: str | Path, name: str) -> list[Path]:
     """The folders of a set under a root, such as ``data/FlyingChairs_release`` for "chairs"; at least one.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: no such set.
+        FileNotFoundError: there is no such folder.
+        ValueError: the name is not that of a set.
     """
     one_of(name, tuple(FOLDERS), "the set")
     root, names = Path(root), [_plain(folder) for folder in FOLDERS[name]]
@@ -53,16 +55,16 @@ def set_folders(root: str | Path, name: str) -> list[Path]:
 
 
 def open_set(root: str | Path, name: str, opened: Callable[[Path], FlowDataset]) -> FlowDataset:
-    """Open a set in the first of its folders under a root that holds what is wanted of it.
+    """Open a set in the first of its folders that holds the part that is asked for.
 
     Args:
         root: where the sets' folders lie, such as ``data``.
-        name: of the set, a key of ``FOLDERS``.
-        opened: opens the set in a folder.
+        name: the name of the set, a key of ``FOLDERS``.
+        opened: the function that opens the set in a folder.
 
     Raises:
-        FileNotFoundError: it is in none, or a file of it is missing.
-        ValueError: no such set.
+        FileNotFoundError: no folder holds that part, or a file of it is missing.
+        ValueError: the name is not that of a set, or a split file is damaged.
     """
     told = []
     for folder in set_folders(root, name):
@@ -74,11 +76,11 @@ def open_set(root: str | Path, name: str, opened: Callable[[Path], FlowDataset])
 
 
 def available_benchmarks(root: str | Path) -> dict[str, FlowDataset]:
-    """Every benchmark that lies under a root, by name: the keys of ``BENCHMARKS`` that are there.
+    """Open every benchmark that is found under a root, by name, a key of ``BENCHMARKS``.
 
     Raises:
-        FileNotFoundError: one is there but incomplete; the file is named.
-        ValueError: a damaged split file.
+        FileNotFoundError: a benchmark is incomplete; the error message names the missing file.
+        ValueError: a split file is damaged.
     """
     found = {}
     for name, (of_set, opened) in BENCHMARKS.items():

@@ -1,4 +1,4 @@
-"""Sets mixed by weight and augmented: what the published stages are trained on."""
+"""Mixtures of augmented data sets by weight, as the published training stages use them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Part:
 
     Attributes:
         dataset: the set.
-        augmentation: what its samples go through.
-        weight: how often each of its samples comes in an epoch.
+        augmentation: the augmentation of its samples.
+        weight: the number of times that each of its samples occurs in an epoch.
     """
 
     dataset: Samples
@@ -45,19 +45,19 @@ class Part:
 class Mixture(torch.utils.data.Dataset[FlowSample]):
     """Several sets, augmented and shuffled, for any number of epochs.
 
-    Item i is in epoch ``i // len(mixture)``; in each epoch every sample comes as often as its part's weight says, in
-    another order and with other augmentations. An item is a function of (seed, index) alone, whichever process
-    makes it: a loader needs no shuffling and no seeds for its workers, and a run goes on anywhere. Going through the
-    same indices again gives the same items again, so let them run on::
+    Item i is in epoch ``i // len(mixture)``. In each epoch every sample occurs as often as its part's weight says; each
+    epoch has a different order and different augmentations. An item depends only on (seed, index), not on the process
+    that makes it. So a loader needs no shuffling and no seeds for its workers, and a run can resume at any step. The
+    same indices always give the same items, so continue the indices from epoch to epoch::
 
         DataLoader(mixture, batch_size=6, sampler=range(first_step * 6, last_step * 6), num_workers=4)
 
     Args:
         parts: the sets.
-        seed: of the order and the augmentations, at least 0.
+        seed: the seed of the order and the augmentations, at least 0.
 
     Raises:
-        ValueError: no parts, or a negative seed.
+        ValueError: there are no parts, or the seed is negative.
     """
 
     def __init__(self, parts: Sequence[Part], *, seed: int = 0) -> None:
@@ -66,7 +66,7 @@ class Mixture(torch.utils.data.Dataset[FlowSample]):
                 f"Mixture expects at least one part and a seed of at least 0, got {len(parts)} and {seed}."
             )
         self.parts, self.seed = tuple(parts), seed
-        # Where each part begins in an epoch before it is shuffled, and where the last one ends.
+        # Where each part begins in an epoch before shuffling, and where the last part ends.
         self._starts = np.cumsum([0, *(len(part.dataset) * part.weight for part in parts)])
         self._order = (-1, np.zeros(0, np.int64))
 
@@ -84,10 +84,10 @@ class Mixture(torch.utils.data.Dataset[FlowSample]):
         return part.augmentation(part.dataset[item], rng)
 
     def locate(self, index: int) -> tuple[Part, int]:
-        """The part that an item is made from, and the index in its set.
+        """The part that an item is made from, and the item's index in the part's set.
 
         Raises:
-            IndexError: a negative index.
+            IndexError: the index is negative.
         """
         if index < 0:
             raise IndexError(f"Expected an index of at least 0, got {index}.")
@@ -102,20 +102,20 @@ class Mixture(torch.utils.data.Dataset[FlowSample]):
 
 
 def stage_mixture(stage: Stage, root: Path, *, crop: tuple[int, int], seed: int) -> Mixture:
-    """What a published stage is trained on (Teed and Deng 2020; Bai et al. 2022 follow it).
+    """The mixture of a published training stage (Teed and Deng 2020; Bai et al. 2022 use the same).
 
     "chairs": FlyingChairs' training split. "things": FlyingThings3D, clean and final. "sintel": Sintel clean and
     final 100 times each, KITTI 2015 200 times, HD1K 5 times, FlyingThings3D clean once. "kitti": KITTI 2015.
 
     Args:
-        stage: its name.
-        root: the folder that the sets lie in, such as ``data``.
+        stage: the name of the stage.
+        root: the folder that holds the sets' folders, such as ``data``.
         crop: height and width of the samples, in pixels.
-        seed: of the order and the augmentations.
+        seed: the seed of the order and the augmentations.
 
     Raises:
         FileNotFoundError: a set, or a file of one, is missing.
-        ValueError: another stage, or a crop that is too small.
+        ValueError: the stage is unknown, or the crop is too small.
     """
     if stage not in STAGES:
         raise ValueError(f"Expected stage to be one of {', '.join(STAGES)}, got {stage!r}.")
@@ -149,7 +149,7 @@ def _sintel(root: Path, crop: tuple[int, int]) -> list[Part]:
 
 
 def _kitti(root: Path, crop: tuple[int, int]) -> list[Part]:
-    # Mirrored, cars would keep to the left.
+    # No flips: in a mirrored image, cars would drive on the left.
     augmentation = sparse_augmentation(crop, (-0.2, 0.4), (0.0, 0.0))
     return [Part(dataset=open_set(root, "kitti-2015", Kitti), augmentation=augmentation)]
 

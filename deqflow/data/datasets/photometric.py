@@ -1,4 +1,4 @@
-"""What RAFT's augmentation does to colours: jitter, and rectangles erased from the second image."""
+"""The colour part of RAFT's augmentation: jitter, and rectangles erased from the second image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Jitter:
-    """Random changes of colour, in random order, as RAFT's (Teed and Deng 2020, section 4 and supplement).
+    """Random changes of colour, in random order, as in RAFT (Teed and Deng 2020, section 4 and supplement).
 
     Attributes:
         brightness, contrast, saturation: greatest change of each factor, which is drawn from 1 - x to 1 + x.
         hue: greatest turn of the colour circle, in turns.
-        asymmetric: share of pairs whose two images change each on its own; all others change alike.
+        asymmetric: share of pairs whose two images are changed independently; in all others both change alike.
     """
 
     brightness: float = 0.4
@@ -34,7 +34,7 @@ class Jitter:
         """Change two images (H, W, 3), float32 RGB in 0..255."""
         if rng.random() < self.asymmetric:
             return self.change(image1, rng), self.change(image2, rng)
-        # One image under the other: they also share the mean grey that contrast is measured from.
+        # Change both as one image, so that they also share the mean grey that contrast is measured from.
         both = self.change(np.concatenate([image1, image2]), rng)
         return both[: len(image1)], both[len(image1) :]
 
@@ -59,9 +59,9 @@ class Eraser:
     """Rectangles of the second image filled with its mean colour, so that what was there is hidden.
 
     Attributes:
-        share: of the pairs that are changed.
-        rectangles: least and greatest number.
-        sides: least and greatest length of a side, in pixels; what reaches beyond the image is cut off.
+        share: the share of pairs that are changed.
+        rectangles: least and greatest number of rectangles.
+        sides: least and greatest length of a side, in pixels; what extends beyond the image is cut off.
     """
 
     share: float = 0.5
@@ -73,7 +73,7 @@ class Eraser:
             raise ValueError(f"Eraser expects rectangles and sides as (least, greatest), above 0, got {self}.")
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The image (H, W, 3) with rectangles, and where they are (H, W)."""
+        """Return the image, (H, W, 3), with rectangles, and a mask of them, (H, W)."""
         erased = np.zeros(image.shape[:2], bool)
         if rng.random() < self.share:
             for _ in range(rng.integers(self.rectangles[0], self.rectangles[1], endpoint=True)):

@@ -1,4 +1,4 @@
-"""Pairs of images with true flow."""
+"""Pairs of images with their true flow."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from deqflow.data.flow_files import read_image
 
 
 class FlowSample(NamedTuple):
-    """A pair with its truth.
+    """A pair of images with its true flow.
 
     Attributes:
         image1, image2: (3, H, W) float32, RGB, 0..255.
         flow: (2, H, W) float32, from the first to the second image, in pixels.
         valid: (H, W) booleans, where the flow is known.
-        occluded: (H, W) booleans, what of the first image is known to be hidden or out of frame in the second.
+        occluded: (H, W) booleans, where the first image is known to be hidden or out of frame in the second.
     """
 
     image1: Tensor
@@ -29,10 +29,11 @@ class FlowSample(NamedTuple):
 
 
 def own_pair(path1: str | Path, path2: str | Path) -> FlowSample:
-    """Read a pair of images of one's own: nothing is known of its flow, so ``valid`` is false everywhere.
+    """Read a pair of your own images. Their true flow is unknown, so ``valid`` is false everywhere.
 
     Raises:
-        FileNotFoundError, ValueError: as for :func:`deqflow.data.flow_files.read_image`; or the sizes differ.
+        FileNotFoundError: as for :func:`deqflow.data.flow_files.read_image`.
+        ValueError: as for :func:`deqflow.data.flow_files.read_image`, or the sizes differ.
     """
     image1, image2 = read_image(path1)[0], read_image(path2)[0]
     if image1.shape != image2.shape:
@@ -45,7 +46,8 @@ def own_pair(path1: str | Path, path2: str | Path) -> FlowSample:
 def motorcycle() -> FlowSample:
     """scikit-image's motorcycle stereo pair, 500 x 741: a real photograph pair with measured truth.
 
-    The flow from the left to the right image is (-disparity, 0); 92.7 % of it is known, occlusion is not.
+    The flow from the left to the right image is (-disparity, 0). It is known at 92.7 % of the pixels; the occlusion is
+    unknown.
     Source: Middlebury stereo 2014 (Scharstein et al.), as shipped with scikit-image.
     """
     folder = Path(skimage.__file__).parent / "data"
@@ -63,7 +65,7 @@ def motorcycle() -> FlowSample:
 
 
 def leaves_frame(flow: Tensor) -> Tensor:
-    """Where a flow (2, H, W) leads out of the frame, to the nearest pixel: (H, W) booleans."""
+    """Where a flow (2, H, W), rounded to the nearest pixel, leads out of the frame: (H, W) booleans."""
     height, width = flow.shape[1:]
     across = torch.arange(width) + flow[0]
     down = torch.arange(height)[:, None] + flow[1]

@@ -1,9 +1,9 @@
 """Procedural pairs and videos with exact flow and occlusion, in the manner of FlyingChairs and AutoFlow.
 
-A scene is a stack of layers, the first of which fills the image. Each layer has a texture (a photograph or
-noise), a shape, and a motion. All frames are drawn from the layers directly, so the flow is known exactly: at a
-pixel of a frame it is the motion of the topmost layer. A scene is a function of its seed and index alone, whichever
-process makes it.
+A scene is a stack of layers, the first of which fills the image. Each layer has a texture (a photograph, noise or plain
+shading), a shape, and a motion. All frames are rendered from the layers directly, so the flow is known exactly: at each
+pixel it is the motion of the topmost layer. A scene depends on its configuration, seed and index only, not on the
+process that makes it.
 """
 
 from typing import TYPE_CHECKING

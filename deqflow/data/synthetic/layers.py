@@ -1,4 +1,4 @@
-"""Scenes as stacks of layers: a background, then shapes, each with a texture and a motion, drawn at random."""
+"""Random scenes as stacks of layers: a background, then shapes. Each layer has a texture and a motion."""
 
 from dataclasses import dataclass
 
@@ -20,18 +20,18 @@ from deqflow.data.synthetic.textures import random_texture
 
 @dataclass(frozen=True)
 class Layer:
-    """A texture, where it is taken from, its shape on an enlarged canvas, and how it moves.
+    """A layer: its texture, its shape on an enlarged canvas, and its motion.
 
     The 3x3 matrices act on homogeneous pixel coordinates (x, y, 1).
 
     Attributes:
         texture: (H, W, 3) uint8.
-        to_texture: frame 1 -> texture.
-        shape: opacity 0..255 on the canvas; None fills the image.
-        motion: frame 1 -> frame 2, a homography, after the bending of ``waves``.
+        to_texture: 3x3, pixels of frame 1 -> pixels of the texture.
+        shape: opacity 0..255 on the canvas; with None, the layer fills the image.
+        motion: 3x3, frame 1 -> frame 2, a homography. It is applied after the bending by ``waves``.
         waves: smooth bending, or None.
-        colours: of the texture, as :class:`~deqflow.data.synthetic.textures.Texture` has it.
-        exposure: share of the time between the frames during which the shutter is open; 0 blurs nothing.
+        colours: the change of the texture's colours, as in :class:`~deqflow.data.synthetic.textures.Texture`.
+        exposure: share of the time between the frames during which the shutter is open; 0 gives no motion blur.
     """
 
     texture: np.ndarray
@@ -44,13 +44,16 @@ class Layer:
 
     @property
     def poses(self) -> tuple[Pose, Pose]:
-        """Where the layer lies in the first and in the second frame; its own plane is the first frame's."""
+        """The layer's poses in the first and in the second frame. The layer's own plane is that of the first frame."""
         return Pose(np.eye(3)), Pose(self.motion, self.waves)
 
 
 @dataclass(frozen=True)
 class _SceneMotion:
-    """What the motions of a scene have in common; ``disparities`` are the farthest and the nearest, or None."""
+    """What the motions of a scene have in common.
+
+    ``disparities`` are those of the farthest and of the nearest layer in a stereo scene, and None in other scenes.
+    """
 
     config: SceneConfig
     scale: float
@@ -69,14 +72,14 @@ class _SceneMotion:
     def move(
         self, centre: np.ndarray, mean: float, nearness: float, camera: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, Waves | None]:
-        """A layer's homography, that of the camera after its own, and perhaps waves.
+        """Draw a layer's homography (its own motion, then the camera's) and perhaps waves.
 
         Args:
-            centre: of the layer, (2,), in pixels.
-            mean: displacement against the camera's, in pixels.
-            nearness: from 0, the background, to 1, the frontmost shape.
+            centre: the centre of the layer, (2,), in pixels.
+            mean: mean displacement relative to ``camera``, in pixels; the scene's scale multiplies it.
+            nearness: from 0 for the background to 1 for the frontmost shape.
             camera: the background's homography.
-            rng: draws both.
+            rng: source of the random numbers.
         """
         config, scale = self.config, self.scale
         if self.disparities is not None:
@@ -91,7 +94,7 @@ class _SceneMotion:
 
 
 def random_layers(config: SceneConfig, rng: np.random.Generator) -> list[Layer]:
-    """A background with the camera's motion, then shapes, each moving against the background."""
+    """Draw a background with the camera's motion, then shapes that move relative to the background."""
     scene = _SceneMotion.draw(config, rng)
     exposure = rng.uniform(0.1, 0.6) if chance(config.motion_blur, rng) else 0.0
     centre = np.array([config.width / 2, config.height / 2])

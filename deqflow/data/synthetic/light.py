@@ -1,4 +1,4 @@
-"""What light, air and lens do to frames: exposure, shading, fog, defocus, noise."""
+"""Effects of light, air and lens on frames: exposure, shading, fog, defocus and noise."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from deqflow.data.synthetic.scenes import SceneConfig
 def change_light(
     frame1: np.ndarray, frame2: np.ndarray, strength: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Change contrast, brightness, colour and gamma of both frames, a little differently, then noise and blur."""
+    """Change contrast, brightness, colour and gamma, slightly differently in both frames, then add blur and noise."""
     shared = rng.normal(0, 1, 3)
     noise, blur = rng.uniform(0, 5) * strength, rng.random() < 0.2 * strength
     changed = []
@@ -29,15 +29,15 @@ def expose(
     """Take an image of a frame, (H, W, 3) float32 in 0..255.
 
     Args:
-        frame: what is there, (H, W, 3) float32 in 0..255.
-        exposure: (3,), logarithm of contrast, brightness as a share of white, logarithm of gamma.
-        tint: (3,), factors for red, green, blue.
-        noise: standard deviation, of 255.
+        frame: the scene, (H, W, 3) float32 in 0..255.
+        exposure: (3,): the logarithm of contrast, brightness as a share of white, and the logarithm of gamma.
+        tint: (3,), factors for red, green and blue.
+        noise: standard deviation of the noise, on the scale 0..255.
         blur: whether the lens is a little soft.
-        rng: draws the noise.
+        rng: source of the noise.
     """
     contrast, brightness, gamma = exposure
-    gain = (np.exp(contrast) * tint).astype(np.float32)  # in single precision throughout: half the time
+    gain = (np.exp(contrast) * tint).astype(np.float32)  # single precision throughout takes half the time
     picture = frame * (gain / 255)
     picture += np.float32(0.5 + brightness) - 0.5 * gain
     np.clip(picture, 0, 1, out=picture)
@@ -51,15 +51,16 @@ def expose(
 
 @dataclass(frozen=True)
 class Weather:
-    """What lies between a scene and the camera, and changes a little from frame to frame.
+    """Shading, fog and defocus of a scene, which change a little from frame to frame.
 
-    Fields are 4x4 grids, enlarged smoothly over the frame; each comes with its change, which a phase from -1 to 1
-    multiplies.
+    Shading and fog are 4x4 grids, which are enlarged smoothly to the frame. Of shading, fog and
+    defocus, the first element is the mean and the second is a change, which is multiplied by a phase from -1 to 1 and
+    added.
 
     Attributes:
         shading: logarithms of brightness, (2, 4, 4), or None.
-        fog: logits of its density, (2, 4, 4), or None.
-        fog_colour: (3,), 0..255.
+        fog: logits of the fog's density, (2, 4, 4), or None.
+        fog_colour: (3,), 0..255, or None. It does not change.
         defocus: (2,), standard deviation of a Gaussian blur in pixels, or None.
     """
 
@@ -70,7 +71,7 @@ class Weather:
 
     @classmethod
     def draw(cls, config: SceneConfig, rng: np.random.Generator) -> "Weather":
-        """Weather as often as a configuration asks for it; none draws nothing."""
+        """Draw each effect with its probability in the configuration. A probability of 0 uses no random number."""
         shading = fog = fog_colour = defocus = None
         if chance(config.shading, rng):
             shading = rng.normal(0, 1, (2, 4, 4)) * rng.uniform(0.05, 0.5) * np.array([1, 0.3])[:, None, None]
@@ -83,7 +84,7 @@ class Weather:
         return cls(shading, fog, fog_colour, defocus)
 
     def apply(self, frame: np.ndarray, phase: float) -> np.ndarray:
-        """A frame (H, W, 3) float32 as it looks through this weather, at a phase from -1 to 1."""
+        """Return the frame, (H, W, 3) float32, as it looks in this weather at a phase from -1 to 1."""
         size = frame.shape[1::-1]
         if self.shading is not None:
             frame = frame * np.exp(_enlarge(self.shading, phase, size))[..., None]

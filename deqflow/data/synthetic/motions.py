@@ -1,16 +1,16 @@
-"""How layers move: homographies, and smooth bending before them, evaluated exactly and inverted numerically."""
+"""Motions of layers: smooth bending, then a homography. They are evaluated exactly and inverted numerically."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-STEEPEST = 0.45  # of all waves together, displacement over distance; below 1 nothing folds over itself
+STEEPEST = 0.45  # of all waves together: change of displacement over distance; below 1, nothing folds
 
 
 @dataclass(frozen=True)
 class Waves:
-    """Smooth displacement: the sum of ``shifts[i] * sin(vectors[i] . p + phases[i])`` over n sine waves.
+    """A smooth displacement: the sum of ``shifts[i] * sin(vectors[i] . p + phases[i])`` over n sine waves.
 
     Attributes:
         shifts: (n, 2), amplitudes in pixels.
@@ -23,7 +23,7 @@ class Waves:
     phases: np.ndarray
 
     def displacement(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Displacement in x and y at points x and y, in the points' own precision."""
+        """The displacement in x and y at points x and y, in the precision of the points."""
         across, down = np.zeros_like(x), np.zeros_like(y)
         for (right, below), (along_x, along_y), phase in zip(
             self.shifts.tolist(), self.vectors.tolist(), self.phases.tolist(), strict=True
@@ -36,7 +36,7 @@ class Waves:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a layer lies in a frame: a point p of its own plane at ``H (p + waves(p))``.
+    """Where a layer lies in a frame: a point p of the layer's plane is seen at ``H (p + waves(p))``.
 
     Attributes:
         matrix: H, 3x3, on homogeneous pixel coordinates (x, y, 1).
@@ -48,7 +48,7 @@ class Pose:
 
     @property
     def affine(self) -> bool:
-        """Whether a 2x3 matrix says all."""
+        """Whether a 2x3 matrix describes the whole pose."""
         return self.waves is None and not self.matrix[2, :2].any()
 
     def apply(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +60,7 @@ class Pose:
 
     def invert(self, x: np.ndarray, y: np.ndarray, tolerance: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
         """Points of the frame -> points of the layer's plane, to within ``tolerance`` px."""
-        x, y = _project(np.linalg.inv(self.matrix), x, y)  # which leaves a first frame's points bit for bit
+        x, y = _project(np.linalg.inv(self.matrix), x, y)  # the identity leaves points bit for bit as they are
         return (x, y) if self.waves is None else _unbend(self.waves, x, y, x, y, tolerance)
 
     def invert_region(self, region: "Region", tolerance: float = 2e-3) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,8 @@ class Pose:
         x, y = _project(np.linalg.inv(self.matrix), *np.meshgrid(columns, rows))
         if self.waves is None:
             return x, y
-        # Every fourth pixel converges cheaply; between them, a step or two from a good guess are enough.
+        # Every fourth pixel is solved first, which is cheap. Interpolation then gives a guess for all pixels, which
+        # needs only one or two more iterations.
         guess = _unbend(self.waves, x[::4, ::4], y[::4, ::4], x[::4, ::4], y[::4, ::4], tolerance)
         bend = np.stack([guess[0] - x[::4, ::4], guess[1] - y[::4, ::4]], -1)
         to_coarse = np.array([[0.25, 0.0, 0.0], [0.0, 0.25, 0.0]])
@@ -90,7 +91,7 @@ class Region:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Rows and columns, to index an array with."""
+        """Slices of rows and columns, to index an array with."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     @property
@@ -105,14 +106,14 @@ class Region:
 
     @property
     def empty(self) -> bool:
-        """Whether it holds no pixel."""
+        """Whether the region has no pixel."""
         return self.right <= self.left or self.bottom <= self.top
 
 
 def _project(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()  # Python's numbers leave the points' precision as it is
+    (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()  # Python's numbers keep the precision of the points
     if g == h == 0 and i == 1:
-        # In this order: it gives the bits of the pairs that the shipped weights were trained on.
+        # Keep this order of additions: it reproduces, bit for bit, the pairs that the shipped weights were trained on.
         return (a * x + c) + b * y, (d * x + f) + e * y
     scale = 1 / (g * x + h * y + i)
     return (a * x + b * y + c) * scale, (d * x + e * y + f) * scale
@@ -121,20 +122,20 @@ def _project(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
 def _unbend(
     waves: Waves, x: np.ndarray, y: np.ndarray, guess_x: np.ndarray, guess_y: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Solve ``p + waves(p) = (x, y)`` for p by plain iteration: a contraction, because the waves are not steep."""
+    """Solve ``p + waves(p) = (x, y)`` for p by fixed-point iteration, a contraction as the waves are not steep."""
     steepness = float((np.linalg.norm(waves.shifts, axis=1) * np.linalg.norm(waves.vectors, axis=1)).sum())
     while True:
         across, down = waves.displacement(guess_x, guess_y)
         next_x, next_y = x - across, y - down
         moved = max(float(np.abs(next_x - guess_x).max()), float(np.abs(next_y - guess_y).max()))
         guess_x, guess_y = next_x, next_y
-        # What is left is at most a geometric series of steps, each `steepness` times the one before.
+        # The remaining error is at most a geometric series of steps, each `steepness` times the one before.
         if moved * 1.5 * steepness <= tolerance * (1 - steepness):
             return guess_x, guess_y
 
 
 def chance(share: float, rng: np.random.Generator) -> bool:
-    """True with the given probability; a share of 0 draws nothing, so that it leaves the scenes as they were."""
+    """Return True with the given probability. A share of 0 uses no random number: other draws stay the same."""
     return share > 0 and rng.random() < share
 
 
@@ -149,17 +150,17 @@ def random_motion(
     tail: float = 0.0,
     similarity: float = 0.0,
 ) -> np.ndarray:
-    """An affine motion about a centre: heavy-tailed translation, some rotation, zoom and shear. 3x3.
+    """Draw an affine motion about a centre, 3x3: a heavy-tailed translation, some rotation, zoom and shear.
 
     Args:
         centre: (2,), in pixels.
-        mean: of the translation's length, in pixels.
-        scale: of rotation, zoom and shear.
-        largest: the translation is cut off here, in pixels.
-        sideways: whether it is mostly horizontal.
-        rng: draws it.
-        tail: chance of a length spread evenly in its logarithm from the mean to the largest.
-        similarity: chance of no shear.
+        mean: mean length of the translation, in pixels.
+        scale: factor of rotation, zoom and shear.
+        largest: the greatest length of the translation, in pixels; greater lengths are reduced to it.
+        sideways: whether the translation is mostly horizontal.
+        rng: source of the random numbers.
+        tail: probability of a length whose logarithm is uniformly distributed, from the mean to the largest.
+        similarity: probability of no shear.
     """
     length = min(rng.exponential(mean), largest)
     if chance(tail, rng) and 0 < mean < largest:
@@ -177,8 +178,8 @@ def random_motion(
 
 
 def random_tilt(centre: np.ndarray, scale: float, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """The homography of a plane that tilts about a centre, which it keeps in place. 3x3."""
-    # The denominator 1 + tilt . (p - centre) stays between 0.6 and 1.4 in the frame, and positive well beyond it.
+    """Draw the homography of a plane that tilts about a centre, 3x3. The centre stays in place."""
+    # The denominator 1 + tilt . (p - centre) is between 0.6 and 1.4 in the frame, and positive well beyond the frame.
     tilt = np.clip(rng.normal(0, 0.12 * scale, 2), -0.2, 0.2) / [width, height]
     there, back, middle = np.eye(3), np.eye(3), np.eye(3)
     there[:2, 2], back[:2, 2], middle[2, :2] = centre, -centre, tilt
@@ -186,7 +187,7 @@ def random_tilt(centre: np.ndarray, scale: float, height: int, width: int, rng: 
 
 
 def random_waves(scale: float, height: int, width: int, rng: np.random.Generator) -> Waves:
-    """One to three long waves, whose steepness grows with the scale."""
+    """Draw one to three long waves, whose steepness grows with the scale up to a scale of 1."""
     count = int(rng.integers(1, 4))
     lengths = np.exp(rng.uniform(np.log(0.25), np.log(1.0), count)) * max(height, width)
     angles, directions = rng.uniform(0, 2 * np.pi, (2, count))
@@ -198,12 +199,12 @@ def random_waves(scale: float, height: int, width: int, rng: np.random.Generator
 
 
 def random_disparity(centre: np.ndarray, disparity: float, rng: np.random.Generator) -> np.ndarray:
-    """The motion of a slanted plane between rectified stereo images: along the rows, by its disparity. 3x3.
+    """Draw the motion of a slanted plane between rectified stereo images, 3x3. It goes along the rows.
 
     Args:
         centre: (2,), in pixels.
-        disparity: displacement in x there, in pixels.
-        rng: draws the slant.
+        disparity: displacement in x at the centre, in pixels.
+        rng: source of the slant.
     """
     motion = np.eye(3)
     slant = rng.normal(0, [0.0012, 0.002]) * np.clip(disparity, -40, 40)

@@ -1,4 +1,4 @@
-"""Pairs of frames, as a data set."""
+"""Procedural pairs of frames, as a data set."""
 
 import cv2
 import numpy as np
@@ -13,12 +13,12 @@ from deqflow.data.synthetic.textures import photograph_files
 
 
 class SyntheticPairs(torch.utils.data.Dataset[FlowSample]):
-    """Procedural pairs, made on demand: item i is always the same, for a seed and a configuration.
+    """Procedural pairs, made on demand. Item i depends only on i, the seed and the configuration.
 
     Args:
-        length: how many items there are.
-        seed: of the whole set.
-        config: what scenes look like.
+        length: the number of items.
+        seed: the seed of the whole set.
+        config: what the scenes look like.
 
     Raises:
         ValueError: the length is less than 1.
@@ -42,13 +42,13 @@ class SyntheticPairs(torch.utils.data.Dataset[FlowSample]):
 
 
 def require_photographs(config: SceneConfig) -> None:
-    """Raise what is missing now, not in a worker later."""
+    """Raise an error now if a photograph is missing, not later in a loader's worker."""
     if config.noise < 1:
         photograph_files(config.packages, config.photographs)
 
 
 def keep_to_one_thread() -> None:
-    """Keep OpenCV to one thread in a loader's worker: the other cores are there to train on."""
+    """Limit OpenCV to one thread in a loader's worker, so that it leaves the other cores to the training."""
     if torch.utils.data.get_worker_info() is not None and cv2.getNumThreads() != 1:
         cv2.setNumThreads(0)
 
@@ -56,8 +56,8 @@ def keep_to_one_thread() -> None:
 def make_pair(config: SceneConfig, rng: np.random.Generator) -> FlowSample:
     """Draw a scene at random and render it.
 
-    ``occluded`` is what is hidden or out of frame; :func:`~deqflow.data.synthetic.out_of_frame` of the flow tells them
-    apart.
+    ``occluded`` marks what is hidden or out of frame in the second frame. To tell the two apart, apply
+    :func:`~deqflow.data.synthetic.out_of_frame` to the flow.
     """
     layers = random_layers(config, rng)
     frame1, ids1 = render(layers, config, second=False)

@@ -14,12 +14,12 @@ from deqflow.data.synthetic.motions import Pose, Region
 from deqflow.data.synthetic.scenes import SceneConfig
 from deqflow.data.synthetic.shapes import margin
 
-_OPAQUE = 127  # a pixel belongs to a layer that is less transparent than half
-_LONGEST_BLUR = 10.0  # of motion blur, in pixels
+_OPAQUE = 127  # a pixel belongs to a layer whose opacity there is above this, which is half
+_LONGEST_BLUR = 10.0  # the longest motion blur, in pixels
 
 
 def render(layers: list[Layer], config: SceneConfig, *, second: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a frame: (H, W, 3) float32 in 0..255, and the number of the topmost layer at each pixel, (H, W)."""
+    """Render a frame: (H, W, 3) float32 in 0..255, and the number of the topmost layer at each pixel, (H, W)."""
     streaks = [streak(*layer.poses, layer.shape, config, layer.exposure) for layer in layers]
     return render_poses(layers, [layer.poses[second] for layer in layers], streaks, config)
 
@@ -27,7 +27,7 @@ def render(layers: list[Layer], config: SceneConfig, *, second: bool) -> tuple[n
 def render_poses(
     layers: Sequence[Layer], poses: Sequence[Pose], streaks: Sequence[np.ndarray | None], config: SceneConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`render`, with the layers in given poses, each smeared by its kernel of :func:`streak` if it has one."""
+    """Render a frame as :func:`render` does, from given poses and kernels of motion blur (None for no blur)."""
     frame = np.zeros((config.height, config.width, 3), np.float32)
     ids = np.zeros((config.height, config.width), np.int32)
     for number, (layer, pose, kernel) in enumerate(zip(layers, poses, streaks, strict=True)):
@@ -58,11 +58,11 @@ class _View:
 
     @cached_property
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """The points of the plane that are seen, x and y, (h, w) float32."""
+        """The point of the plane that each pixel of the region shows: x and y, (h, w) float32."""
         return self.pose.invert_region(self.region)
 
     def fetch(self, image: np.ndarray, to_image: np.ndarray, border: int) -> np.ndarray:
-        """An image that lies on the plane, with the affine matrix from the plane to its pixels, in the region."""
+        """Sample an image that lies on the plane at the region's pixels; ``to_image`` is affine, plane -> image."""
         if self.pose.affine:
             flags, size = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, self.region.size
             matrix = (to_image @ np.linalg.inv(self.pose.matrix) @ self.region.to_frame)[:2]
@@ -73,13 +73,13 @@ class _View:
 
 
 def _colour(layer: Layer, view: _View) -> np.ndarray:
-    """Colours of a layer in a view, (h, w, 3) float32."""
+    """The colours of a layer in a view, (h, w, 3) float32."""
     colour = view.fetch(layer.texture, layer.to_texture, cv2.BORDER_REFLECT_101)
     return (colour if layer.colours is None else cv2.transform(colour, layer.colours)).astype(np.float32)
 
 
 def _opacity(shape: np.ndarray, view: _View) -> np.ndarray:
-    """Opacity of a shape on the canvas in a view, (h, w) uint8."""
+    """The opacity of a shape in a view, (h, w) uint8. The shape is given on the canvas."""
     border = margin(view.config)
     if np.array_equal(view.pose.matrix, np.eye(3)) and view.pose.waves is None:
         return shape[border:-border, border:-border][view.region.slices]
@@ -89,13 +89,13 @@ def _opacity(shape: np.ndarray, view: _View) -> np.ndarray:
 
 
 def _bounds(shape: np.ndarray | None, pose: Pose, config: SceneConfig) -> Region:
-    """Region of the frame that holds all of a shape on the canvas in a pose; the whole frame if there is no shape."""
+    """The region of the frame that contains a shape in a pose; the whole frame if ``shape`` is None."""
     if shape is None:
         return Region(0, 0, config.width, config.height)
     left, top, width, height = cv2.boundingRect(shape)
     if width == 0:
         return Region(0, 0, 0, 0)
-    # What is inside the box stays inside its moved outline: poses don't fold.
+    # Poses don't fold, so what is inside the box stays inside the moved outline of the box.
     along, edge, border = np.linspace(-1.0, 1.0, 33), np.ones(33), margin(config)
     x = left - border + (width - 1) / 2 + (width / 2 + 1) * np.concatenate([along, along, edge, -edge])
     y = top - border + (height - 1) / 2 + (height / 2 + 1) * np.concatenate([edge, -edge, along, along])
@@ -109,7 +109,7 @@ def _bounds(shape: np.ndarray | None, pose: Pose, config: SceneConfig) -> Region
 
 
 def _lay(behind: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> None:
-    """Cover a part of the frame, in place."""
+    """Blend a layer over a part of the frame, in place."""
     colour -= behind
     colour *= opacity[..., None] / np.float32(255)
     behind += colour
@@ -118,7 +118,10 @@ def _lay(behind: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> None:
 def _lay_smeared(
     frame: np.ndarray, colour: np.ndarray, opacity: np.ndarray, region: Region, kernel: np.ndarray
 ) -> None:
-    """The same with what moved while the shutter was open: what is covered some of the time shines through."""
+    """Blend a layer that moved while the shutter was open over the frame, in place.
+
+    What the layer covered for only a part of the exposure remains partly visible.
+    """
     reach = kernel.shape[0] // 2
     height, width = frame.shape[:2]
     top, left = min(reach, region.top), min(reach, region.left)
@@ -135,9 +138,9 @@ def _lay_smeared(
 def streak(
     before: Pose, after: Pose, shape: np.ndarray | None, config: SceneConfig, exposure: float
 ) -> np.ndarray | None:
-    """The kernel that smears a layer along its motion while the shutter is open, or None where that is under a pixel.
+    """The kernel that blurs a layer along its motion while the shutter is open, or None if that is less than a pixel.
 
-    The motion is taken as that of the layer's middle, and the exposure lies evenly around the frame's time.
+    The motion is taken at the layer's middle, and the frame's time is the middle of the exposure.
     """
     if exposure == 0:
         return None
@@ -168,7 +171,7 @@ def streak(
 
 
 def true_flow(layers: list[Layer], ids1: np.ndarray, ids2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flow (H, W, 2) float32 of the topmost layers of frame 1, and where it leads out of sight, (H, W)."""
+    """Flow of the topmost layers of frame 1, (H, W, 2) float32, and a mask of the occluded pixels, (H, W)."""
     ends = motion_ends([layer.poses[0] for layer in layers], [layer.poses[1] for layer in layers], ids1)
     height, width = ids1.shape
     y, x = np.mgrid[:height, :width].astype(np.float64)
@@ -195,9 +198,9 @@ def motion_ends(before: Sequence[Pose], after: Sequence[Pose], ids: np.ndarray) 
 
 
 def out_of_sight(ends: np.ndarray, ids1: np.ndarray, ids2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels are hidden in the next frame, and which are out of it, both (H, W).
+    """Which pixels are hidden in the next frame, and which are out of it, both (H, W) booleans.
 
-    A pixel is hidden where the pixel of the next frame that its motion ends in shows another layer.
+    A pixel is hidden if its motion ends at a pixel of the next frame that shows another layer.
     """
     height, width = ids1.shape
     columns, rows = np.rint(ends[..., 0]).astype(int), np.rint(ends[..., 1]).astype(int)
@@ -209,10 +212,10 @@ def out_of_sight(ends: np.ndarray, ids1: np.ndarray, ids2: np.ndarray) -> tuple[
 def out_of_frame(flow: Tensor) -> Tensor:
     """Where a flow leads out of the image: (..., 2, H, W) in pixels -> (..., H, W) booleans.
 
-    What is occluded in a pair and not out of frame is hidden behind something.
+    A pixel of a synthetic pair that is occluded and not out of frame is hidden behind another layer.
 
     Raises:
-        ValueError: another shape.
+        ValueError: the flow has another shape.
     """
     if flow.dim() < 3 or flow.shape[-3] != 2:
         raise ValueError(f"out_of_frame expects a flow of shape (..., 2, H, W), got {tuple(flow.shape)}.")

@@ -1,4 +1,4 @@
-"""What procedural scenes look like: their options, and a preset that has some of everything."""
+"""Options of procedural scenes, and a preset that uses almost all of them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,38 +15,39 @@ _SHARES = (
 class SceneConfig:
     """What scenes look like.
 
-    Options from ``similarity`` on draw nothing from the random generator at their defaults, so that they leave the
-    scenes as they are without them.
+    At their defaults, the options from ``similarity`` on draw nothing from the random generator, so they do not
+    change the scenes of a seed.
 
     Attributes:
-        height, width: of the frames, in pixels.
+        height, width: size of the frames, in pixels.
         objects: least and greatest number of moving shapes.
-        camera: mean displacement of the background, in pixels; exponentially distributed.
-        motion: mean displacement of a shape against the background, in pixels.
-        largest: displacements are cut off here, in pixels.
-        motion_scales: one is drawn for each scene and multiplies all of its motion, so that small
+        camera: mean displacement of the background, in pixels; displacements are exponentially distributed.
+        motion: mean displacement of a shape relative to the background, in pixels.
+        largest: the greatest displacement, in pixels; greater ones are reduced to it.
+        motion_scales: one of these factors is drawn for each scene and multiplies all of its motion, so that small
             displacements are as common as large ones.
         sideways: share of scenes whose motion is mostly horizontal, as from a vehicle or a stereo rig.
-        texture_step: least and greatest size of a frame's pixel in pixels of the texture; above 1 is sharper.
+        texture_step: least and greatest size of a frame's pixel in pixels of the texture; above 1, the texture is
+            reduced and looks sharper.
         noise: share of textures that are noise instead of a photograph.
-        plain: share of the shapes that have one colour under a smooth shading.
-        struts: share of the shapes that have thin bars, like the legs of a chair.
-        photometric: strength of brightness, contrast, colour, noise and blur changes; 0 turns them off.
-        similarity: share of motions without shear: they shift, turn and zoom.
-        projective: share of motions that are homographies, as of planes seen aslant.
+        plain: share of shapes that have one colour with a smooth shading.
+        struts: share of shapes that have thin bars, like the legs of a chair.
+        photometric: strength of the changes of brightness, contrast, colour, noise and blur; 0 turns them off.
+        similarity: share of motions without shear, which only shift, turn and zoom.
+        projective: share of motions that are homographies, as of planes seen at an angle.
         nonrigid: share of motions that also bend smoothly, as cloth and water do.
-        tail: share of displacements spread evenly in their logarithm from the mean to largest.
-        stereo: share of scenes that are rectified stereo pairs: every layer a slanted plane that moves along
-            the rows, the nearer the faster.
-        holes: share of the shapes with several holes, like fences and wheels.
-        wires: share of the shapes that are nothing but thin curves.
-        recolour: share of the photographs whose hue, saturation, brightness and contrast are changed.
-        motion_blur: share of scenes taken with an open shutter; the flow is that at the middle of the exposure.
-        shading: share of scenes lit unevenly, a little differently in both frames.
+        tail: share of displacements whose logarithm is uniformly distributed, from the mean to largest.
+        stereo: share of scenes that are rectified stereo pairs: every layer is a slanted plane that moves along the
+            rows, and nearer layers move faster.
+        holes: share of shapes with several holes, like fences and wheels.
+        wires: share of shapes that consist of thin curves only.
+        recolour: share of photographs whose hue, saturation, brightness and contrast are changed.
+        motion_blur: share of scenes with motion blur; the flow is that between the middles of the exposures.
+        shading: share of scenes with uneven light, which differs a little between the frames.
         fog: share of scenes behind uneven fog.
         defocus: share of scenes out of focus.
-        packages: whose photographs are textures; each must be installed.
-        photographs: a folder of your own photographs, used beside those of packages.
+        packages: the packages whose photographs are used as textures; each must be installed.
+        photographs: a folder of your own photographs, used in addition to those of packages.
     """
 
     height: int = 192
@@ -93,9 +94,9 @@ class SceneConfig:
             )
 
 
-HELD_OUT_SEED = 1_000_003  # scenes to validate and measure on; no training set uses it
+HELD_OUT_SEED = 1_000_003  # seed of the scenes for validation and measurements; no training set uses it
 
-# Some of everything, for training: half of the motion rigid and affine, the rest of every other kind.
+# Scenes of every kind, for training: half of the motions are rigid and affine, the others are of all other kinds.
 RICH_SCENES = SceneConfig(
     objects=(3, 11),
     camera=13.0,

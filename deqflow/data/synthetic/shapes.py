@@ -1,4 +1,4 @@
-"""Opacity of shapes: blobs, polygons, ellipses, with holes and bars, and thin wires."""
+"""Opacity of random shapes: blobs, polygons and ellipses, with holes and bars, and thin wires."""
 
 import cv2
 import numpy as np
@@ -8,9 +8,10 @@ from deqflow.data.synthetic.scenes import SceneConfig
 
 
 def random_shape(config: SceneConfig, centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Opacity of a blob, a polygon or an ellipse, perhaps with holes or bars, or of wires, on the canvas.
+    """Draw a shape: a blob, a polygon or an ellipse, perhaps with holes or bars, or wires.
 
-    The canvas is the frame and :func:`margin` pixels around it; uint8, 0..255.
+    The result is the shape's opacity on the canvas, uint8, 0..255. The canvas is the frame and :func:`margin` pixels
+    around it.
     """
     border = margin(config)
     canvas = np.zeros((config.height + 2 * border, config.width + 2 * border), np.uint8)
@@ -35,7 +36,7 @@ def random_shape(config: SceneConfig, centre: np.ndarray, rng: np.random.Generat
 
 
 def margin(config: SceneConfig) -> int:
-    """How far the canvas reaches beyond the frame, so that shapes can come in from outside."""
+    """How far the canvas extends beyond the frame, in pixels, so that shapes can enter from outside."""
     return max(config.height, config.width) // 4
 
 
@@ -45,7 +46,7 @@ def _outline(radius: float, rng: np.random.Generator) -> np.ndarray:
     if kind == 0:  # polygon
         angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
         radii = radius * rng.uniform(0.5, 1.2, len(angles))
-    else:  # blob, or an ellipse where there are no harmonics
+    else:  # a blob, or an ellipse if it has no harmonics
         angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         radii = np.full(64, radius)
         for harmonic in range(2, 6) if kind == 1 else ():
@@ -56,7 +57,7 @@ def _outline(radius: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _bar(half_length: float, half_width: float, rng: np.random.Generator) -> np.ndarray:
-    """The corners (4, 2) of a bar around the origin, in pixels, upright more often than not."""
+    """The corners (4, 2) of a bar around the origin, in pixels. Most bars are roughly upright."""
     angle = rng.normal(0, 0.3) + (np.pi / 2 if rng.random() < 0.7 else 0)
     along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     corners = [(1, 1), (1, -1), (-1, -1), (-1, 1)]
@@ -64,7 +65,7 @@ def _bar(half_length: float, half_width: float, rng: np.random.Generator) -> np.
 
 
 def _draw_wires(canvas: np.ndarray, middle: np.ndarray, radius: float, rng: np.random.Generator) -> None:
-    """A wheel with spokes, or a few bent wires."""
+    """Draw a wheel with spokes, or a few bent wires, on the canvas, in place."""
     if rng.random() < 0.4:
         angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         rim = np.stack([np.cos(angles) * rng.uniform(0.4, 1.0), np.sin(angles)], 1) * radius

@@ -1,4 +1,4 @@
-"""What layers are covered with: photographs from ordinary packages or a folder, noise, plain shading."""
+"""Textures of the layers: photographs from common Python packages or a folder, noise, and plain shading."""
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -13,7 +13,7 @@ from deqflow.data.flow_files import image_files, read_image
 from deqflow.data.synthetic.motions import chance
 from deqflow.data.synthetic.scenes import Package, SceneConfig
 
-# scikit-image's photographs with enough detail to match; its motorcycle pair is for testing only.
+# The photographs of scikit-image that have enough detail to match. Its motorcycle pair is kept for testing.
 PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
@@ -30,7 +30,7 @@ PHOTOGRAPHS = (
     "text.png",
 )
 
-# Module, folder inside it, files. scikit-learn's two are CC BY 2.0, matplotlib's one is in the public domain.
+# Module, folder inside it, files. scikit-learn's two files are CC BY 2.0, matplotlib's file is in the public domain.
 _PACKAGES: dict[Package, tuple[str, str, tuple[str, ...]]] = {
     "scikit-image": ("skimage", "data", PHOTOGRAPHS),
     "scikit-learn": ("sklearn", "datasets/images", ("china.jpg", "flower.jpg")),
@@ -40,12 +40,12 @@ _LONGEST_SIDE = 800
 
 
 class Texture(NamedTuple):
-    """An image, where it is taken from, and how its colours are changed.
+    """An image, how it lies on the layer's plane, and how its colours are changed.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
         to_image: 3x3, pixels of the layer's plane -> pixels of ``image``.
-        colours: (3, 4), acts on (red, green, blue, 1) in 0..255; None leaves colours as they are.
+        colours: (3, 4), multiplies (red, green, blue, 1), where colours are 0..255; None leaves them unchanged.
     """
 
     image: np.ndarray
@@ -55,11 +55,11 @@ class Texture(NamedTuple):
 
 @cache
 def photograph_files(packages: Sequence[Package] = ("scikit-image",), folder: str | None = None) -> tuple[Path, ...]:
-    """The photographs of installed packages, then those of a folder by name, whatever folder they lie in there.
+    """The photographs of installed packages, then those of a folder and the folders inside it, sorted by name.
 
     Raises:
         ModuleNotFoundError: a package is not installed.
-        FileNotFoundError: a package has no longer such a file, or there is no such folder, or no photograph in it.
+        FileNotFoundError: a package lacks one of its files, the folder does not exist, or it holds no photograph.
     """
     files: list[Path] = []
     for package in packages:
@@ -76,7 +76,7 @@ def photograph_files(packages: Sequence[Package] = ("scikit-image",), folder: st
 
 def _package_files(package: Package) -> list[Path]:
     module, place, names = _PACKAGES[package]
-    found = find_spec(module)  # does not import it
+    found = find_spec(module)  # this does not import the module
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
             f"The scenes take photographs from {package}, which is not installed: pip install {package}, or leave it "
@@ -91,19 +91,19 @@ def _package_files(package: Package) -> list[Path]:
 
 @lru_cache(maxsize=128)
 def read_photograph(path: Path) -> np.ndarray:
-    """A photograph as uint8 RGB (H, W, 3), sides of at most 800 px. The last 128 are kept in memory."""
+    """Read a photograph as uint8 RGB (H, W, 3), reduced to sides of at most 800 px. The last 128 are kept in memory."""
     image = read_image(path)[0].permute(1, 2, 0).byte().numpy()
     scale = min(1.0, _LONGEST_SIDE / max(image.shape))
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def photographs(packages: Sequence[Package] = ("scikit-image",), folder: str | None = None) -> tuple[np.ndarray, ...]:
-    """All of :func:`photograph_files`, read by :func:`read_photograph`."""
+    """All photographs of :func:`photograph_files`, read by :func:`read_photograph`."""
     return tuple(read_photograph(path) for path in photograph_files(tuple(packages), folder))
 
 
 def random_texture(config: SceneConfig, rng: np.random.Generator, *, plain: float = 0.0) -> Texture:
-    """A texture, plain with the given probability, taken at a random place, turn and size."""
+    """Draw a texture at a random position, angle and size. It is plain with the probability ``plain``."""
     colours = None
     if chance(plain, rng):
         image = plain_texture(rng)
@@ -125,11 +125,11 @@ def random_texture(config: SceneConfig, rng: np.random.Generator, *, plain: floa
 
 
 def random_colours(rng: np.random.Generator) -> np.ndarray:
-    """A change of hue, saturation, contrast and brightness, sometimes a negative: (3, 4), as Texture has it."""
+    """Draw a change of hue, saturation, contrast (sometimes inverted) and brightness: (3, 4), as in Texture."""
     turn, saturation, contrast = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 1.6), np.exp(rng.normal(0, 0.25))
     if rng.random() < 0.15:
         contrast = -contrast
-    grey = np.full((3, 3), 1 / 3)  # projects on the axis of greys, about which hue turns
+    grey = np.full((3, 3), 1 / 3)  # projects on the axis of greys, about which the hue turns
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     hue = np.cos(turn) * (np.eye(3) - grey) + np.sin(turn) * across
     linear = contrast * (grey + saturation * hue)

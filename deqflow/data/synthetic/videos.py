@@ -23,14 +23,14 @@ SPEEDS: dict[Speed, float] = {"slow": 1.0, "ordinary": 4.0, "fast": 12.0}  # roo
 
 
 class VideoFrame(NamedTuple):
-    """A frame, and its truth to the next one.
+    """A frame, and the true flow and occlusion from it to the next frame.
 
     Attributes:
         image: (3, H, W) float32, RGB, 0..255.
-        flow: (2, H, W) float32, to the next frame, in pixels; zero where there is none.
-        valid: (H, W) booleans: true everywhere, but false everywhere before a cut and at the last frame.
-        occluded: (H, W) booleans, what is hidden or out of frame in the next one.
-        out_of_frame: (H, W) booleans, what of it is out of frame.
+        flow: (2, H, W) float32, to the next frame, in pixels; zero before a cut and at the last frame.
+        valid: (H, W) booleans: true everywhere, or false everywhere before a cut and at the last frame.
+        occluded: (H, W) booleans, true where a pixel is hidden or out of frame in the next frame.
+        out_of_frame: (H, W) booleans, true where a pixel is out of frame in the next frame.
     """
 
     image: Tensor
@@ -43,20 +43,20 @@ class VideoFrame(NamedTuple):
 class SyntheticVideo(torch.utils.data.Dataset[VideoFrame]):
     """A procedural video, whose frames are made on demand, in any order, in constant memory.
 
-    Layers swing smoothly, so that they stay in the image however long the video is. A frame is a function of the
-    seed, its index, the cuts and the configuration.
+    Layers swing smoothly, so they stay in the image however long the video is. A frame depends only on the seed, its
+    index, the cuts, the speed and the configuration.
 
     Args:
-        length: how many frames there are.
-        seed: of the video.
-        config: what the scene looks like; the speed takes the place of its ``camera``, ``motion``,
-            ``motion_scales``, ``sideways``, ``tail`` and ``stereo``.
-        speed: "slow", "ordinary" or "fast": shapes move against the background by 1, 4 or 12 pixels a frame
-            (root mean square over shapes and time), the background by half of that.
-        cuts: frames that begin a new scene, in order.
+        length: the number of frames.
+        seed: the seed of the video.
+        config: what the scenes look like; ``speed`` replaces its ``camera``, ``motion``, ``motion_scales``,
+            ``sideways``, ``tail`` and ``stereo``.
+        speed: "slow", "ordinary" or "fast": shapes move relative to the background by 1, 4 or 12 pixels a frame
+            (root mean square over shapes and time), and the background moves by half of that.
+        cuts: indices of the frames that begin a new scene, in increasing order.
 
     Raises:
-        ValueError: the length is less than 1, there is no such speed, or cuts are out of order or of range.
+        ValueError: the length is less than 1, the speed is unknown, or the cuts are out of order or out of range.
         ModuleNotFoundError, FileNotFoundError: a photograph is missing.
     """
 
@@ -106,7 +106,7 @@ class SyntheticVideo(torch.utils.data.Dataset[VideoFrame]):
         )
 
     def _scene(self, number: int) -> "_Scene":
-        """The scene before the first cut, after it, and so on; only the latest is kept."""
+        """The scene of a given number; each cut begins the next one. Only the latest scene is kept in memory."""
         if self._latest is None or self._latest[0] != number:
             rng = np.random.default_rng([self.seed, number, 1])
             self._latest = number, _Scene(self.config, SPEEDS[self.speed], rng)
@@ -115,7 +115,7 @@ class SyntheticVideo(torch.utils.data.Dataset[VideoFrame]):
 
 @dataclass(frozen=True)
 class _Track:
-    """Poses of a layer over time: it swings about its centre, turns, zooms, tilts, and its waves travel.
+    """The poses of a layer over time: it swings about its centre, turns, zooms and tilts, and its waves travel.
 
     Each of x, y, turn, the logarithm of zoom and the tilts in x and y is ``amplitude * sin(rate * t + phase)``.
     """
@@ -129,12 +129,12 @@ class _Track:
 
     @classmethod
     def draw(cls, config: SceneConfig, centre: np.ndarray, speed: float, rng: np.random.Generator) -> "_Track":
-        """A track whose translation has the given root mean square speed, in pixels a frame."""
+        """Draw a track whose translation has the given root mean square speed, in pixels a frame."""
         size, scale = np.array([config.width, config.height]), min(speed, 4.0) / 4
         direction = rng.uniform(0, 2 * np.pi)
         pace = speed * np.sqrt(2) * np.abs([np.cos(direction), np.sin(direction)])  # amplitude * rate
         rates = 2 * np.pi / rng.uniform(40, 120, 6)
-        # What is fast turns back sooner, so that it stays in the image.
+        # Fast layers turn back sooner, so that they stay in the image.
         rates[:2] = np.maximum(rates[:2], pace / (0.35 * size))
         swings = rng.normal(0, [0.2, 0.12]) * scale
         tilts = np.clip(rng.normal(0, 0.2, 2) * scale, -0.3, 0.3) / size * chance(config.projective, rng)
@@ -143,7 +143,7 @@ class _Track:
         return cls(centre, amplitudes, rates, phases, waves, float(rng.normal(0, 0.1)))
 
     def pose(self, time: float, camera: np.ndarray | None = None) -> Pose:
-        """The pose at a time in frames, after which the camera's 3x3 acts."""
+        """The pose at a time in frames. The camera's 3x3, if given, is applied after the track's own motion."""
         x, y, turn, zoom, *tilt = self.amplitudes * np.sin(self.rates * time + self.phases)
         to_middle, swing, middle = np.eye(3), np.eye(3), np.eye(3)
         to_middle[:2, 2] = -self.centre
@@ -158,7 +158,7 @@ class _Track:
 
 
 class _Scene:
-    """What is between two cuts: layers, their tracks, and light that drifts."""
+    """A scene between two cuts: layers, their tracks, and light that changes slowly."""
 
     def __init__(self, config: SceneConfig, speed: float, rng: np.random.Generator) -> None:
         self.config, self.layers, self.tracks = config, list[Layer](), list[_Track]()
@@ -167,7 +167,7 @@ class _Scene:
         for number in range(int(rng.integers(config.objects[0], config.objects[1] + 1)) + 1):
             behind = number == 0
             centre = size / 2 if behind else rng.uniform(0, 1, 2) * size
-            pace = speed / 2 if behind else speed * rng.choice([0.25, 0.5, 0.8, 1.7])  # whose mean square is 1
+            pace = speed / 2 if behind else speed * rng.choice([0.25, 0.5, 0.8, 1.7])  # their mean square is about 1
             self.tracks.append(_Track.draw(config, centre, pace, rng))
             texture = random_texture(config, rng, plain=0.0 if behind else config.plain)
             shape = None if behind else random_shape(config, centre, rng)
@@ -191,7 +191,7 @@ class _Scene:
         return picture, ids
 
     def truth(self, time: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Flow to the next frame, (H, W, 2) float32, what is hidden there, and what is out of it, (H, W)."""
+        """Flow to the next frame, (H, W, 2) float32, and masks of what is hidden there and out of it, (H, W)."""
         before, after = self._poses(time), self._poses(time + 1)
         _, next_ids = render_poses(self.layers, after, [None] * len(after), self.config)
         ends = motion_ends(before, after, ids)
@@ -203,6 +203,6 @@ class _Scene:
         return [camera, *(track.pose(time, camera.matrix) for track in self.tracks[1:])]
 
     def _streaks(self, time: int) -> list[np.ndarray | None]:
-        # From half a frame before to half a frame after, so that the exposure lies evenly around the frame's time.
+        # From half a frame before to half a frame after, so that the frame's time is the middle of the exposure.
         poses = zip(self.layers, self._poses(time - 0.5), self._poses(time + 0.5), strict=True)
         return [streak(before, after, layer.shape, self.config, self.exposure) for layer, before, after in poses]
