@@ -205,7 +205,7 @@ class Trainer:
         return Shares(self.config, process=self.processes.index, processes=self.processes.count)
 
     def _batches(self) -> DataLoader[FlowSample]:
-        """This process's share of the pairs of each remaining step."""
+        """The share of this process in the pairs of each remaining step."""
         shares = Shares(self.config, first=self.step, process=self.processes.index, processes=self.processes.count)
         return DataLoader(
             training_pairs(self.config),

@@ -60,7 +60,7 @@ def _integer_length(head: bytes) -> int:
     return 9 - head[0].bit_length() if head else 1
 
 
-# For each format, how to read a box, and a box that every whole film has: the boxes before it may fill a truncated file.
+# For each format: how to read a box, and a box that every whole film has (the boxes before it may fill a cut-off file).
 FORMATS: dict[str, tuple[Callable[[bytes], Box], bytes]] = {
     ".mp4": (_iso_box, b"moov"),
     ".mov": (_iso_box, b"moov"),
