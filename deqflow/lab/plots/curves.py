@@ -36,7 +36,7 @@ def lines(
 ) -> go.Figure:
     """Curves over common positions. ``x`` and ``y`` are the titles of the axes, with their units.
 
-    ``log`` ("x", "y" or "xy") says which axes are logarithmic; values that a logarithmic ``y`` cannot show are left out.
+    ``log`` ("x", "y" or "xy") says which axes are logarithmic; values that a logarithmic ``y`` can't show are left out.
     """
     figure = go.Figure()
     for name, values in curves.items():
