@@ -26,7 +26,7 @@ class Site:
     Attributes:
         folder: folder of the site.
         pages: the HTML files, relative to the folder.
-        lost: "PAGE: TARGET" for each link without a target; on the page it is plain text.
+        lost: "PAGE: TARGET" for each link that leads nowhere; on the page it is plain text.
     """
 
     folder: Path
@@ -100,7 +100,7 @@ class _Links:
     lost: list[str] = field(default_factory=list)
 
     def follow(self, body: str, source: PurePosixPath, here: str, *, only: str = "") -> str:
-        """Return the body of a page with its links turned. Linked files are copied, and links without target recorded.
+        """Return the body of a page with its links turned. Linked files are copied; links that lead nowhere are noted.
 
         Args:
             body: the body as HTML.

@@ -45,8 +45,7 @@ class Background:
         return self._thread.is_alive()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the end for at most ``timeout`` seconds, and return whether it came. Does not raise the work's error.
-        """
+        """Wait up to ``timeout`` seconds for the end, and return whether it came. The work's error is not raised."""
         if self._thread.ident is not None:  # started
             self._thread.join(timeout)
         return not self.running
