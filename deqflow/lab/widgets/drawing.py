@@ -52,7 +52,7 @@ def runs_table(runs: Sequence[tuple[str, SolverRun]]) -> str:
 def residuals(runs: Sequence[tuple[SolverRun, str, str]]) -> bytes:
     """Residual against evaluations, on a log scale: a curve for each run, with its name and colour; a PNG file."""
     figure = Figure(figsize=(8.6, 3.4))
-    figure.subplots_adjust(left=0.08, right=0.72, top=0.91, bottom=0.14)  # fixed, since a layout engine would draw it twice
+    figure.subplots_adjust(left=0.08, right=0.72, top=0.91, bottom=0.14)  # a layout engine would draw it twice
     axes = plain_axes(figure.subplots(), "Residual against evaluations", "evaluations of f", "residual (px)")
     for run, name, color in runs:
         known = np.array(run.trace, dtype=float)
