@@ -1,1 +1,1 @@
-"""What the notebooks draw and touch: helpers of a notebook, plots, live panels, and the pages of the reports."""
+"""Tools of the notebooks: helpers, plots, live panels, and the pages of the reports."""

@@ -1,4 +1,4 @@
-"""What a notebook needs of its surroundings: where its files are, and where to leave its numbers."""
+"""Helpers of a notebook: they find the project's files, record numbers for the report, and show tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from IPython.core.display import Markdown
 from IPython.display import display
 
-NUMBERS = "application/vnd.deqflow.numbers+json"  # what a cell recorded, by name
-CHOICES = "application/vnd.deqflow.choices+json"  # what a panel can be set to, and is
+NUMBERS = "application/vnd.deqflow.numbers+json"  # the numbers that a cell recorded, by name
+CHOICES = "application/vnd.deqflow.choices+json"  # the controls of a panel, and their values
 
 
 def project_path(path: str | Path) -> Path:
-    """Return the absolute path of a file or folder whose path is given from the project's folder.
+    """Return the absolute path of a file or folder whose path is given relative to the project's folder.
 
     A notebook's kernel may run in ``notebooks/`` (JupyterLab), in the project's folder (a report) or elsewhere (a
     test): a path such as ``data`` means the same folder in all of them. An absolute path stays as it is, and ``~`` is
@@ -27,7 +27,7 @@ def project_path(path: str | Path) -> Path:
 
 
 def record(**numbers: float | int | str | bool) -> None:
-    """Show results and leave them in the notebook, from where a report collects them.
+    """Show results and store them in the notebook, from where a report collects them.
 
     The names should carry the unit: ``epe_px=0.31``.
 
@@ -44,12 +44,12 @@ def record(**numbers: float | int | str | bool) -> None:
 
 
 def as_text(value: float | int | str) -> str:
-    """A recorded value as shown: four digits of a float."""
+    """A recorded value as text; a float has four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def table(rows: Sequence[Mapping[str, float | int | str | bool]]) -> Markdown:
-    """Rows as a table to end a cell with; columns in the order of the first row, which each row must have.
+    """Return rows as a table, which is shown if it ends a cell. The columns have the order of the first row.
 
     Raises:
         ValueError: there are no rows, or a row has other columns than the first.

@@ -1,4 +1,4 @@
-"""Training: sparse fixed-point correction and inexact gradients, on one processor or many (paper section 3)."""
+"""Training with sparse fixed-point correction and inexact gradients, on one device or many (paper section 3)."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a training run is made of."""
+"""The configuration of a training run."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -13,57 +13,57 @@ Stage = Literal["", "chairs", "things", "sintel", "kitti"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run. The same configuration gives the same weights on the same machine.
+    """The configuration of a training run. The same configuration gives the same weights on the same machine.
 
     Attributes:
-        size: of the model, such as mini, small or base.
+        size: size of the model, a key of the table in deqflow/model/sizes.py.
         update: the update operator; the size's own if empty.
-        recurrent: train the recurrent counterpart (RAFT): each evaluation supervised and differentiated, so that
-            corrections and phantom_steps do not count.
-        start_from: checkpoint to begin with, the name or path of a model; random weights if empty.
-        seed: of weights, data and numbers of evaluations.
-        steps, batch: optimiser steps, and pairs a step, over all processes.
-        accumulate: parts that a step's pairs are taken in, one after the other, where memory is short.
-        lr, weight_decay, clip: AdamW under a one-cycle schedule with linear ramps; largest gradient norm.
-        cycle_momentum: AdamW's first beta falls while the rate rises; the published recipes leave it alone.
-        evals: least and greatest number of evaluations; one is drawn each step, so that the model has to
-            converge instead of counting steps.
-        evals_spread: how that number is spread over its range; "log" draws large ones rarely, so that a wide range
-            costs little.
-        attraction, attraction_strength: what draws the flow back before each evaluation
+        recurrent: train the recurrent counterpart (RAFT). Each of its updates is supervised and differentiated, so
+            corrections and phantom_steps are ignored.
+        start_from: checkpoint to begin with, a name or path for deqflow.load; random weights if empty.
+        seed: seed of the weights, the data and the numbers of evaluations.
+        steps, batch: number of optimiser steps, and pairs per step over all processes.
+        accumulate: number of parts that a step's pairs are split into, one after the other, to save memory.
+        lr, weight_decay, clip: settings of AdamW, whose rate follows a one-cycle schedule with linear ramps up to
+            lr; clip is the largest gradient norm.
+        cycle_momentum: lower AdamW's first beta while the rate rises; the published recipes keep it constant.
+        evals: least and greatest number of evaluations. Each step draws a number between them, so that the model has
+            to converge instead of counting evaluations.
+        evals_spread: distribution of that number; "log" draws large ones rarely, so that a wide range costs little.
+        attraction, attraction_strength: the term that pulls the flow before each evaluation, and its strength
             (deqflow/model/attraction.py).
-        corrections: states supervised, spread evenly.
+        corrections: number of states that are supervised, evenly spaced.
         corrections_from: share of the evaluations before the corrections begin; 0 spreads them over all.
-        gradient: how each correction is differentiated; "reversible" and "unrolled" through all evaluations,
+        gradient: how each correction is differentiated: "reversible" and "unrolled" through all evaluations,
             "implicit" at the state itself, "phantom" through phantom_steps.
-        other_starts: share of the samples whose solve starts elsewhere than the model does: from random states, the
-            disturbed truth, another sample's flow (deqflow/training/starts.py).
-        coarse_weight: of the loss on the state's own flow, beside that at full size.
-        return_weight: of what is left of a disturbance at the end after 1 to 3 evaluations, as a ratio.
-        teacher_weight: of the difference from a teacher's flow, after as many updates as it was trained for, where
-            the run has a teacher, as equilibrate does.
-        consistency_weight: of how far one evaluation from states on the way falls short of the end.
-        loss: at full size, the absolute error, or SEA-RAFT's mixture of two Laplace distributions, for which the model
-            gets a head that says at each pixel what error is expected.
+        other_starts: share of the samples whose solve does not begin at the model's own start but at a random state,
+            the disturbed truth or another sample's flow (deqflow/training/starts.py).
+        coarse_weight: weight of a loss on the state's coarse flow, added to the loss at full size.
+        return_weight: weight of the ratio of a disturbance of the final state that is left after 1 to 3 evaluations.
+        teacher_weight: weight of the difference from a teacher's flow, where the run has a teacher, as equilibrate
+            does. The teacher makes as many updates as it was trained for.
+        consistency_weight: weight of the distance between the final flow and one evaluation from each earlier state.
+        loss: the loss at full size: the absolute error, or SEA-RAFT's mixture of two Laplace distributions, for which
+            the model gets a head that predicts the error at each pixel.
         gamma: weight of a correction relative to the next.
-        phantom_steps: differentiated steps at each correction; 1 is the one-step gradient.
+        phantom_steps: number of evaluations that are differentiated at each correction; 1 is the one-step gradient.
         all_gradients: do not detach the flow inside the update.
-        dropout: share of channels of lookup and context that are hidden from the update, one mask a solve.
-        jacobian_weight: of the Jacobian penalty at the fixed point in the loss; 0 leaves it out.
-        freeze_encoders: train what comes after the encoders alone, which must then come from start_from: a step
-            costs little, and what the solver converges to can be trained for.
+        dropout: share of the channels of lookup and context that are hidden from the update; each solve has one mask.
+        jacobian_weight: weight of the Jacobian penalty at the fixed point; 0 leaves it out.
+        freeze_encoders: train only what comes after the encoders, whose weights must come from start_from. A step
+            then costs little, so that solves can be long enough to train what the solver converges to.
         freeze_batch_norm: keep the running statistics of the start (published: in all stages but the first).
-        bfloat16: automatic mixed precision; None takes it where the device is fast in it, float32 where the device
-            emulates it.
+        bfloat16: automatic mixed precision. None takes it where the device is fast in it, and float32 where the device
+            only emulates it.
         float16: automatic mixed precision in float16 instead, with a gradient scaler.
         compile: backend of torch.compile for encoders and update operator, such as inductor; none if empty.
-        checkpoint_encoders: compute the encoders a second time in the backward pass instead of keeping them.
-        workers: processes that make pairs, for each process that trains.
-        validate_every, validation_pairs: how often, and on how many held-out procedural pairs.
+        checkpoint_encoders: compute the encoders a second time in the backward pass instead of keeping activations.
+        workers: number of processes that make pairs, for each process that trains.
+        validate_every, validation_pairs: steps between validations, and the number of held-out procedural pairs.
         stage: published data to train on; procedural pairs if empty.
-        data_root: folder with the published data sets, laid out as data/README.md says.
-        crop: height and width that published data are cut to, in pixels.
-        scenes: what the procedural pairs look like, those that are held out at any rate.
+        data_root: folder with the published data sets, arranged as data/README.md describes.
+        crop: height and width that published data are cropped to, in pixels.
+        scenes: what the procedural pairs look like; the held-out pairs are always procedural.
     """
 
     size: str = "mini"

@@ -1,4 +1,4 @@
-"""The pairs of a run, and who gets which."""
+"""The pairs of a run, and which process gets which of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +11,13 @@ from deqflow.training.config import TrainConfig
 
 
 def training_pairs(config: TrainConfig) -> Dataset[FlowSample]:
-    """Pairs for each step of a run, by index, each a function of the seed and its index alone.
+    """The pairs of all steps of a run, by index. Each pair depends only on the seed and its index.
 
-    Procedural pairs are all different; a published stage begins another epoch, shuffled and augmented in another way.
+    Procedural pairs are all different. A published stage begins a new epoch at its end, with another order and other
+    augmentations.
 
     Raises:
-        FileNotFoundError: a set of the stage, or a file of one, is missing.
+        FileNotFoundError: a data set of the stage, or a file of one, is missing.
         ValueError: the crop is too small.
     """
     if config.stage:
@@ -25,12 +26,12 @@ def training_pairs(config: TrainConfig) -> Dataset[FlowSample]:
 
 
 class Shares(Sampler[list[int]]):
-    """Indices of one process's pairs, step by step: no pair twice, whoever takes which.
+    """Indices of one process's pairs, step by step. No pair is used twice, whatever the number of processes.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         first: step to begin with.
-        process, processes: which of how many; each takes as many pairs of a step.
+        process, processes: index of this process, and their number; all take equally many pairs of a step.
     """
 
     def __init__(self, config: TrainConfig, *, first: int = 0, process: int = 0, processes: int = 1) -> None:
@@ -45,6 +46,6 @@ class Shares(Sampler[list[int]]):
         return (self.at(step) for step in range(self.first, self.steps))
 
     def at(self, step: int) -> list[int]:
-        """Indices of a step's share."""
+        """Indices of this process's pairs in a step."""
         start = step * self.batch + self.offset
         return list(range(start, start + self.share))

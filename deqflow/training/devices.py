@@ -1,4 +1,4 @@
-"""Where to train, and to work off many jobs: one processor, one GPU, several, several machines."""
+"""The devices on which to train or to share out many jobs: a CPU, one or several GPUs, several machines."""
 
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -15,22 +15,23 @@ DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.
 
 
 class Processes:
-    """The processes that work together, usually this one alone; ``accelerate launch`` starts more.
+    """The processes that work together: usually this one alone, more under ``accelerate launch``.
 
-    In training each has a part of every batch, and all have the same weights. Collective methods must be called by all.
+    In training each process has a part of every batch, and all have the same weights. All processes must call the
+    methods marked "collective".
 
     Args:
-        device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one, and under ``accelerate launch``
-            what it gave to this process.
-        patience: how long one process waits for the others; ten minutes to half an hour if not given, as torch has it.
+        device: such as "cpu" or "cuda:1". "auto" takes a GPU where there is one; under ``accelerate launch`` it takes
+            the device that was given to this process.
+        patience: how long one process waits for the others; torch's default, 10 to 30 minutes, if not given.
 
     Raises:
-        ValueError: a device is named under ``accelerate launch``, it is not there, or the launch asks for more
-            than data parallelism.
+        ValueError: a device is named under ``accelerate launch``, the device does not exist, or the launch asks for
+            more than data parallelism.
     """
 
     def __init__(self, device: str | torch.device = "auto", *, patience: timedelta | None = None) -> None:
-        # Precision is the configuration's, whatever the launch says; see Objective.
+        # The configuration sets the precision, whatever the launch says; see Objective.
         settings = [] if patience is None else [InitProcessGroupKwargs(timeout=patience)]
         self._accelerator = Accelerator(mixed_precision="no", kwargs_handlers=list(settings))
         self.index, self.count = self._accelerator.process_index, self._accelerator.num_processes
@@ -46,7 +47,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files and talks."""
+        """Whether this process writes the files and prints."""
         return self.index == 0
 
     @property
@@ -59,7 +60,7 @@ class Processes:
         return f"one {name}" if self.count == 1 else f"{self.count} processes, each with one {name}"
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, with gradients that are means over all processes (collective)."""
+        """The module, wrapped so that its gradients are means over all processes (collective)."""
         return module if self.count == 1 else self._accelerator.prepare_model(module)
 
     def without_sync(self, module: nn.Module) -> AbstractContextManager[object]:
@@ -75,11 +76,11 @@ class Processes:
         return value if self.count == 1 else self._reduce(value, "sum")
 
     def any(self, value: bool) -> bool:
-        """Whether it holds for any process (collective)."""
+        """Whether the value is true in any process (collective)."""
         return value if self.count == 1 else bool(self.sum(torch.tensor(float(value))))
 
     def gather(self, value: T) -> list[T]:
-        """Every process's object, in their order (collective)."""
+        """The objects of all processes, in the order of the processes (collective)."""
         return [value] if self.count == 1 else gather_object([value])
 
     def from_first(self, value: T) -> T:
@@ -87,7 +88,7 @@ class Processes:
         return value if self.count == 1 else broadcast_object_list([value])[0]
 
     def wait(self) -> None:
-        """Wait for all processes to come here (collective)."""
+        """Wait until all processes have called this (collective)."""
         self._accelerator.wait_for_everyone()
 
     def _reduce(self, value: Tensor, how: str) -> Tensor:
@@ -97,7 +98,7 @@ class Processes:
 
 
 def require_data_parallel(kind: DistributedType) -> None:
-    """Raise unless each process has the whole model.
+    """Raise an error unless each process has the whole model.
 
     Raises:
         ValueError: the launch asks for another kind of parallelism.

@@ -1,8 +1,9 @@
-"""A recurrent model turned into an equilibrium model, by a short training of its update operator.
+"""Turn a recurrent model into an equilibrium model by a short training of its update operator.
 
-A recurrent model is trained for a fixed number of updates, beyond which its flow drifts. Its encoders are kept as they
-are; the update operator is trained late on the way, from mixed starts, over a wide range of evaluations, on exact flow
-and on the model's own flow after the number of updates that it was trained for.
+A recurrent model is trained for a fixed number of updates, beyond which its flow drifts. Here its encoders are kept as
+they are, and the update operator is trained from mixed starts over a wide range of evaluations, with corrections late
+in each solve. The targets are the exact flow and the model's own flow after the number of updates that it was trained
+for.
 """
 
 import copy
@@ -27,7 +28,7 @@ from deqflow.training.objective import make_gradient
 from deqflow.training.trainer import Trainer
 
 EVALS = (12, 24, 96)
-TOLERANCE = 0.05  # px, of the equilibrium model made
+TOLERANCE = 0.05  # px, the tolerance of the equilibrium model that is made
 
 RECIPE = TrainConfig(
     steps=600,
@@ -61,9 +62,10 @@ class Convergence:
 
     Attributes:
         errors: mean end-point error in px, by number of evaluations.
-        movement: how far the last of them moved the flow, RMS in px, median pair.
-        reached: share of the pairs that come below ``TOLERANCE``.
-        evaluations: mean number that takes; the greatest looked at where it is not reached.
+        movement: RMS movement of the flow in the last of these evaluations, in px; the median over the pairs.
+        reached: share of the pairs whose residual falls to ``TOLERANCE`` or below.
+        evaluations: mean number of evaluations until then; a pair that does not get there counts with the greatest
+            number measured.
     """
 
     errors: dict[int, float]
@@ -72,7 +74,7 @@ class Convergence:
     evaluations: float
 
     def __str__(self) -> str:
-        """One line."""
+        """These numbers in one line."""
         errors = ", ".join(f"{error:.3f} px after {k}" for k, error in self.errors.items())
         return (
             f"error {errors}; the last evaluation moves the flow by {self.movement:.2g} px; {self.reached:.0%} of the "
@@ -89,16 +91,18 @@ def equilibrate(
     smoothing: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FlowEstimator:
-    """Train a copy of a recurrent model into an equilibrium model; a run in the same folder goes on where it was.
+    """Train a copy of a recurrent model into an equilibrium model. An interrupted run in the same folder is continued.
 
     Args:
         estimator: a recurrent model with its trained weights; it is not changed.
-        folder: of the run (:class:`deqflow.training.Trainer`); its ``model.safetensors`` is what is returned.
-        config: of the run; ``size``, ``recurrent`` and ``start_from`` do not count, the model is given.
-        device: to train on.
+        folder: folder of the run (:class:`deqflow.training.Trainer`); its ``model.safetensors`` holds the model that
+            is returned.
+        config: the run's configuration; ``size``, ``recurrent`` and ``start_from`` are ignored, since the model is
+            given.
+        device: device to train on.
         smoothing: strength of a smoothness term on the coarse flow (:class:`deqflow.model.attraction.MeanSmoothing`);
-            as the model has it if not given.
-        on_progress: sees each log entry.
+            the model keeps its own if not given.
+        on_progress: called with each log entry.
 
     Raises:
         ValueError: the model is not recurrent, or the folder holds a run of another configuration.
@@ -112,9 +116,9 @@ def equilibrate(
 def as_equilibrium(
     estimator: FlowEstimator, config: TrainConfig = RECIPE, *, smoothing: float | None = None
 ) -> FlowEstimator:
-    """A copy of a recurrent model that is solved and differentiated as an equilibrium model; its weights are the same.
+    """A copy of a recurrent model with the same weights that is solved and differentiated as an equilibrium model.
 
-    Its hidden state still starts from the context.
+    The hidden state still starts from the context.
 
     Raises:
         ValueError: the model is not recurrent.
@@ -149,11 +153,11 @@ def as_equilibrium(
 
 @torch.no_grad()
 def measure_convergence(estimator: FlowEstimator, pairs: Pairs, evals: Sequence[int] = EVALS) -> Convergence:
-    """Errors after some evaluations, without early stop, and how soon the solve converges.
+    """Measure the errors after given numbers of evaluations, without early stop, and how soon solves converge.
 
     Args:
-        estimator: in evaluation mode.
-        pairs: with known flow.
+        estimator: the model, in evaluation mode.
+        pairs: pairs with known flow.
         evals: numbers of evaluations.
     """
     errors, moves, spent = dict.fromkeys(evals, 0.0), [], []

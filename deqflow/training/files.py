@@ -1,4 +1,4 @@
-"""Configurations as YAML files, and as json inside of what a run keeps."""
+"""Configurations as YAML files, and as JSON inside a run's saved states."""
 
 import dataclasses
 import difflib
@@ -17,19 +17,19 @@ from deqflow.training.stages import PUBLISHED
 def read_config(path: str | Path) -> TrainConfig:
     """Read a run's configuration from a YAML file.
 
-    Its keys are fields of :class:`TrainConfig`; those of ``scenes`` are a mapping of their own. What is not said has
-    its default, or, after ``preset: chairs``, the value of that published stage.
+    Its keys are fields of :class:`TrainConfig`; the fields of ``scenes`` are a nested mapping. A field that is not
+    given has its default value, or, with ``preset: chairs``, the value of that published stage.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no YAML mapping, a key is misspelt, or a value is of another type or out of range.
+        ValueError: the file is not a YAML mapping, a key is misspelt, or a value has a wrong type or is out of range.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No configuration at {path}: expected a YAML file such as a run's config.yaml.")
     try:
         content = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers and dates that there are not; deep nesting
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # impossible numbers and dates; deep nesting
         raise ValueError(f"{path} is no YAML file: {error}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -45,7 +45,7 @@ def published_stage(name: str) -> TrainConfig:
     """The preset of a published stage.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no preset of this name.
     """
     if name not in PUBLISHED:
         raise ValueError(f"Unknown preset {name!r}: expected one of {', '.join(PUBLISHED)}.")
@@ -58,7 +58,7 @@ def write_config(config: TrainConfig, path: Path) -> Path:
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as json has it: lists for tuples."""
+    """A configuration as JSON represents it, with lists for tuples."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -77,7 +77,7 @@ def _merge(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill(default: Any, content: dict[str, Any], place: str) -> Any:
-    """A dataclass with the values of a mapping in place of the default's."""
+    """A copy of the dataclass ``default`` with the values of a mapping in place of its own."""
     hints = get_type_hints(type(default))
     names = [entry.name for entry in dataclasses.fields(default)]
     values = {}
@@ -95,10 +95,10 @@ def _fill(default: Any, content: dict[str, Any], place: str) -> Any:
 
 
 def _convert(value: Any, kind: Any, place: str) -> Any:
-    """A value of YAML as the field's type has it: tuples for lists, numbers for "1e-4".
+    """Convert a value of YAML to the field's type: a list to a tuple, "1e-4" to a number.
 
     Raises:
-        TypeError: it cannot be had.
+        TypeError: the value cannot be converted.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -115,7 +115,7 @@ def _convert(value: Any, kind: Any, place: str) -> Any:
         return value
     elif kind is float and type(value) in (int, float, str):
         try:
-            return float(value)  # YAML takes 1e-4 for a word
+            return float(value)  # YAML reads 1e-4 as text
         except ValueError:
             pass
     elif isinstance(kind, type) and type(value) is kind:

@@ -1,4 +1,4 @@
-"""What a run says on its way: a bar on a terminal, lines in a log, a table in its folder, TensorBoard's files."""
+"""The progress of a run: a bar on a terminal, lines in a log, a table in its folder, TensorBoard's files."""
 
 import csv
 import io
@@ -16,15 +16,15 @@ from deqflow.data.writing import write_whole
 
 @dataclass(frozen=True)
 class Progress:
-    """What is logged, at each interval.
+    """A log entry, made every ``validate_every`` steps.
 
     Attributes:
-        step: so many have been taken.
-        loss: mean of the last hundred steps.
-        errors: end-point error in px on held-out pairs, after so many evaluations.
-        seconds: of training so far.
-        residuals: how far the last of so many evaluations moved the flow on held-out pairs, RMS in px.
-        evaluations: how many it takes on held-out pairs to come below the model's own tolerance.
+        step: number of steps taken.
+        loss: mean loss of the last hundred steps.
+        errors: end-point error in px on held-out pairs, by number of evaluations.
+        seconds: training time so far.
+        residuals: RMS movement of the flow in the last evaluation on held-out pairs, in px, by number of evaluations.
+        evaluations: mean number of evaluations on held-out pairs until the model's own tolerance is reached.
     """
 
     step: int
@@ -44,7 +44,7 @@ class Progress:
 
     @property
     def row(self) -> dict[str, float]:
-        """As in ``log.csv``."""
+        """The entry as a row of ``log.csv``."""
         row = {"step": self.step, "loss": round(self.loss, 4), "seconds": round(self.seconds, 1)}
         row |= {f"epe_{k}": round(v, 4) for k, v in self.errors.items()}
         row |= {f"residual_{k}": round(v, 5) for k, v in self.residuals.items()}
@@ -52,10 +52,10 @@ class Progress:
 
 
 def write_row(row: dict[str, float], path: Path) -> None:
-    """Add a row to a table, in place of rows of the same or later steps."""
+    """Add a row to a CSV file; it replaces rows of the same or later steps."""
     rows: list[dict[str, Any]] = [row]
     if path.exists():
-        # A run that was stopped before it could save its state comes to the same steps again.
+        # A run that was stopped before it could save its state takes the same steps again.
         with path.open(newline="") as file:
             rows = [*(old for old in csv.DictReader(file) if int(old["step"]) < row["step"]), row]
     text = io.StringIO(newline="")
@@ -66,27 +66,27 @@ def write_row(row: dict[str, float], path: Path) -> None:
 
 
 def make_bar(first: int, total: int, *, shown: bool) -> tqdm.std.tqdm:
-    """A progress bar, or one that is not shown: a log gets a line an interval instead."""
+    """A progress bar; it is disabled where a log gets a line for each entry instead."""
     return tqdm.auto.tqdm(desc="train", unit="step", initial=first, total=total, mininterval=2, disable=not shown)
 
 
 def shows_bars() -> bool:
-    """Whether somebody sees a bar move: on a terminal, or in a notebook."""
+    """Whether a progress bar can be shown: on a terminal, or in a notebook."""
     return sys.stderr.isatty() or issubclass(tqdm.auto.tqdm, tqdm.notebook.tqdm_notebook)
 
 
 def say(progress: Progress) -> None:
-    """Print a line, above the bar where there is one."""
+    """Print a log entry as a line, above the progress bar if there is one."""
     tqdm.std.tqdm.write(str(progress), file=sys.stdout)
     sys.stdout.flush()
 
 
 class Board:
-    """Files for TensorBoard in the run's folder, if it is installed; else nothing.
+    """Writes files for TensorBoard into the run's folder; does nothing where TensorBoard is not installed.
 
     Args:
-        folder: of the run.
-        first: step that a run goes on from; what was written of later ones is hidden.
+        folder: folder of the run.
+        first: step that the run continues from; TensorBoard hides what was written for later steps.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
@@ -98,7 +98,7 @@ class Board:
             self._writer = SummaryWriter(str(folder), purge_step=first or None)
 
     def write(self, progress: Progress) -> None:
-        """Add the numbers of an interval."""
+        """Add the numbers of a log entry."""
         if self._writer is None:
             return
         for name, value in progress.row.items():
@@ -107,6 +107,6 @@ class Board:
         self._writer.flush()
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         if self._writer is not None:
             self._writer.close()

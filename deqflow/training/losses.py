@@ -16,14 +16,14 @@ def correction_loss(
 ) -> Tensor:
     """Fixed-point correction loss: ``sum_i gamma^(n-1-i) * mean |flow_i - target|`` (paper section 3.3).
 
-    As published, the mean runs over all pixels and both components, with zero where the target does not count.
+    As published, the mean runs over all pixels and both components; pixels whose target does not count add zero.
 
     Args:
         flows: n predictions, oldest first, (B, 2, H, W) in pixels.
         target: true flow, (B, 2, H, W) in pixels.
-        valid: (B, H, W) booleans, where the target is known.
+        valid: (B, H, W) booleans, true where the target is known.
         gamma: weight of each correction relative to the next one.
-        largest: longer target vectors, in pixels, do not count.
+        largest: length in pixels; longer target vectors do not count.
 
     Returns:
         A scalar.
@@ -50,11 +50,11 @@ def mixture_loss(
 
     Args:
         flows: n predictions, oldest first, (B, 2, H, W) in pixels.
-        mixtures: of each prediction, (B, 4, H, W): two logits, two log scales, unclamped.
+        mixtures: the mixture of each prediction, (B, 4, H, W): two logits and two log scales, unclamped.
         target: true flow, (B, 2, H, W) in pixels.
-        valid: (B, H, W) booleans, where the target is known.
+        valid: (B, H, W) booleans, true where the target is known.
         gamma: weight of each prediction relative to the next one.
-        largest: longer target vectors, in pixels, do not count.
+        largest: length in pixels; longer target vectors do not count.
 
     Returns:
         A scalar; 0 where no pixel counts.
@@ -81,19 +81,19 @@ def mixture_loss(
 
 
 def jacobian_penalty(f: Callable[[Tensor], Tensor], z: Tensor, generator: torch.Generator) -> Tensor:
-    """Estimate ``|J|_F^2`` per element of the state, J = df/dz, to keep small what makes a solver slow.
+    """Estimate ``|J|_F^2`` per element of the state, where J = df/dz. A large Jacobian makes solvers slow.
 
-    Hutchinson's estimate from one random v: ``E |v^T J|^2 = |J|_F^2`` (Bai, Koltun and Kolter, *Stabilizing
-    Equilibrium Models by Jacobian Regularization*, 2021). Costs one evaluation of f and is differentiable with
-    respect to whatever f depends on; z is taken as given.
+    This is Hutchinson's estimate from one random v: ``E |v^T J|^2 = |J|_F^2`` (Bai, Koltun and Kolter, *Stabilizing
+    Equilibrium Models by Jacobian Regularization*, 2021). It costs one evaluation of f and is differentiable with
+    respect to whatever f depends on; z is detached.
 
     Args:
-        f: the map, (B, ...) -> (B, ...), each row a function of the same row alone.
-        z: where, (B, ...), usually the fixed point.
+        f: the map, (B, ...) -> (B, ...); each row of its value depends on the same row of z only.
+        z: the state to take J at, (B, ...), usually the fixed point.
         generator: draws v.
 
     Returns:
-        A scalar: the mean over samples of ``|J|_F^2``, over the number of elements of a sample.
+        A scalar: the mean of ``|J|_F^2`` over samples, divided by the number of elements of a sample.
     """
     z = z.detach().requires_grad_()
     with torch.enable_grad():
@@ -104,13 +104,13 @@ def jacobian_penalty(f: Callable[[Tensor], Tensor], z: Tensor, generator: torch.
 
 
 def coarse_loss(states: Sequence[Tensor], truth: Tensor, known: Tensor, *, stride: int, gamma: float = 0.8) -> Tensor:
-    """The correction loss on the state's own flow: it sees the fine noise that upsampling averages away.
+    """The correction loss on the state's coarse flow, which shows the fine noise that upsampling averages away.
 
     Args:
         states: n flows at the state's size, oldest first, (B, 2, h, w) in coarse pixels.
-        truth: (B, 2, h, w) in coarse pixels.
-        known: (B, h, w) booleans.
-        stride: image pixels to a coarse pixel.
+        truth: true flow, (B, 2, h, w) in coarse pixels.
+        known: (B, h, w) booleans, true where the truth is known.
+        stride: image pixels per coarse pixel.
         gamma: weight of each correction relative to the next one.
 
     Returns:
@@ -122,17 +122,19 @@ def coarse_loss(states: Sequence[Tensor], truth: Tensor, known: Tensor, *, strid
 def way_back(
     f: Callable[[Tensor], Tensor], z: Tensor, disturbance: Tensor, evals: int, norm: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """What is left of a disturbance of the flow after some evaluations, as a ratio: how well the end attracts.
+    """The ratio of a disturbance of the flow that is left after some evaluations: a small one means that z attracts.
+
+    The disturbed state is compared with the undisturbed one after equally many evaluations, which is detached.
 
     Args:
         f: the map, (B, Ch + 2, h, w) -> the same.
-        z: where, usually the end of a solve; taken as given.
-        disturbance: of the flow, (B, 2, h, w) in coarse pixels.
-        evals: after so many evaluations, compared with the undisturbed state after as many (detached).
+        z: the state to disturb, usually the end of a solve; it is detached.
+        disturbance: what is added to the flow, (B, 2, h, w) in coarse pixels.
+        evals: number of evaluations.
         norm: (B, Ch + 2, h, w) -> (B,).
 
     Returns:
-        A scalar, the mean over samples; 1 where nothing was pulled back.
+        A scalar, the mean over samples; 1 if the disturbance is as large as before.
     """
     z = z.detach()
     added = torch.cat([torch.zeros_like(z[:, :-2]), disturbance.to(z)], 1)
@@ -145,13 +147,15 @@ def way_back(
 
 
 def consistency(f: Callable[[Tensor], Tensor], states: Sequence[Tensor], end: Tensor, *, stride: int) -> Tensor:
-    """How far one evaluation from states on the way falls short of where the solve ends (distils the way itself).
+    """The distance between the end of a solve and one evaluation from each of its earlier states.
+
+    As a loss it distils the solve: one evaluation learns to go where many would.
 
     Args:
         f: the map.
-        states: from which one evaluation is made, (B, Ch + 2, h, w); taken as given.
-        end: where the solve ended, (B, Ch + 2, h, w); taken as given.
-        stride: image pixels to a coarse pixel.
+        states: earlier states of the solve, (B, Ch + 2, h, w) each; they are detached.
+        end: the state in which the solve ended, (B, Ch + 2, h, w); it is detached.
+        stride: image pixels per coarse pixel.
 
     Returns:
         A scalar: the mean absolute difference of the flow, in full-size pixels.

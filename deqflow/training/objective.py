@@ -33,7 +33,7 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
     """Build the model of a run, with random weights or those of ``start_from``.
 
     Raises:
-        ValueError: ``start_from`` is of another architecture, or not given where the encoders are frozen.
+        ValueError: ``start_from`` has another architecture, or is not given although the encoders are frozen.
     """
     if config.freeze_encoders and not config.start_from:
         raise ValueError("freeze_encoders expects start_from, the checkpoint that the encoders come from; got none.")
@@ -77,7 +77,7 @@ def make_gradient(config: TrainConfig) -> GradientMode:
 
 
 def prepare(estimator: FlowEstimator, config: TrainConfig) -> FlowEstimator:
-    """Set what a configuration asks of any model: compiled parts, encoders that are computed twice, or frozen."""
+    """Apply the settings that fit any model: frozen encoders, encoders that are computed twice, compiled parts."""
     if config.freeze_encoders:
         for encoder in _encoders(estimator):
             encoder.requires_grad_(False)
@@ -86,12 +86,12 @@ def prepare(estimator: FlowEstimator, config: TrainConfig) -> FlowEstimator:
     if config.compile:
         for part in (estimator.feature_encoder, estimator.context_encoder, estimator.update):
             if isinstance(part, nn.Module):
-                part.compile(backend=config.compile)  # in place: names in checkpoints stay
+                part.compile(backend=config.compile)  # in place: the names in checkpoints stay the same
     return estimator
 
 
 def set_training(estimator: FlowEstimator, config: TrainConfig) -> None:
-    """Training mode, but for what is frozen."""
+    """Set the model to training mode, except for the parts that are frozen."""
     estimator.train()
     if config.freeze_encoders:
         for encoder in _encoders(estimator):
@@ -107,7 +107,7 @@ def _encoders(estimator: FlowEstimator) -> list[nn.Module]:
 
 
 def training_precision(device: torch.device, config: TrainConfig) -> torch.dtype:
-    """The precision of convolutions in training: as configured, or what the device is fast in."""
+    """The precision of convolutions in training: as configured, or the one that the device is fast in."""
     if config.float16:
         return torch.float16
     if config.bfloat16 is None:
@@ -124,11 +124,13 @@ def autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decides in a step, by seed and step alone: a run that goes on draws what it would have drawn.
+    """The random choices of a step.
+
+    They depend only on the run's seed and the step, so a run that is continued draws what it would have drawn anyway.
 
     Attributes:
-        stop: the number of evaluations, the same for all processes.
-        masks: seed of dropout's masks and of the Jacobian penalty, another one for each process and part.
+        stop: holds the number of evaluations, which is the same for all processes.
+        masks: seed of whatever is drawn per sample, such as dropout's masks; it differs between processes and parts.
     """
 
     stop: Stop
@@ -136,7 +138,7 @@ class Draw:
 
 
 def draw_step(config: TrainConfig, step: int, part: int = 0) -> Draw:
-    """Draw for a step; ``part`` numbers the shares of its batch, over processes and parts."""
+    """Make the random choices of a step; ``part`` is the index of a share of its batch, over processes and parts."""
     draw = np.random.default_rng([config.seed, step])
     least, greatest = config.evals
     if config.evals_spread == "log":
@@ -149,23 +151,24 @@ def draw_step(config: TrainConfig, step: int, part: int = 0) -> Draw:
 
 
 class Objective(nn.Module):
-    """The loss of a batch as one module, as data parallelism wants it.
+    """The loss of a batch as a module, because data parallelism works on modules.
 
     Args:
-        estimator: to train.
-        config: of the run.
-        teacher: a model whose flow is a second target, with ``teacher_weight``, in evaluation mode.
+        estimator: the model to train.
+        config: the run's configuration.
+        teacher: a model in evaluation mode whose flow is a second target, weighted by ``teacher_weight``.
     """
 
     def __init__(self, estimator: FlowEstimator, config: TrainConfig, teacher: FlowEstimator | None = None) -> None:
         super().__init__()
         self.estimator, self.config = estimator, config
-        self._teacher = [teacher] if teacher is not None else []  # not a part of the module: it has nothing to learn
+        self._teacher = [teacher] if teacher is not None else []  # in a list, so that it is no submodule to train
 
     def forward(self, batch: FlowSample, draw: Draw) -> tuple[Tensor, SolverResult]:
-        """Return the loss of a batch, a weighted mean of absolute errors in px, and the solver's account.
+        """Return the loss of a batch and the solver's result.
 
-        Sparse fixed-point correction (paper section 3.3), and each further term that has a weight.
+        The loss is that of sparse fixed-point correction (paper section 3.3), a weighted sum of mean absolute errors in
+        px (or of the mixture's negative log-likelihoods), plus each further term that has a weight.
         """
         config, generator = self.config, torch.Generator().manual_seed(draw.masks)
         with autocast(batch.flow.device, config):
@@ -192,7 +195,7 @@ class Objective(nn.Module):
         return self.estimator.equilibrium(problem.f, start, stop=stop.measured_by(problem.residual))
 
     def _padded(self, batch: FlowSample, problem: FlowProblem) -> tuple[Tensor, Tensor]:
-        """The truth and where it is known, at the padded images' size; unknown in the padding."""
+        """The true flow, and where it is known, at the size of the padded images; in the padding it is unknown."""
         known = problem.padding.pad(batch.valid[:, None].to(batch.flow.dtype))[:, 0] > 0
         return problem.padding.pad(batch.flow), known
 
@@ -204,7 +207,7 @@ class Objective(nn.Module):
         truth: tuple[Tensor, Tensor],
         generator: torch.Generator,
     ) -> Iterator[Tensor]:
-        """The further terms of the loss, those that have a weight."""
+        """The further terms of the loss that have a weight."""
         config, stride = self.config, problem.estimator.stride
         if config.jacobian_weight:
             yield config.jacobian_weight * jacobian_penalty(problem.f, solve.z, generator)
@@ -221,7 +224,7 @@ class Objective(nn.Module):
 
 
 def origin(config: TrainConfig) -> dict[str, object]:
-    """What is known of the weights that a run began with: their recipe, or the shipped model's name."""
+    """The origin of the weights that a run began with: their recipe, or the name of the shipped model."""
     if not config.start_from:
         return {}
     path = Path(config.start_from)

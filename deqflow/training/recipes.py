@@ -1,4 +1,4 @@
-"""How the shipped models were trained, stage by stage, so that anyone can do it again."""
+"""The training of the shipped models, stage by stage, so that anyone can reproduce it."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,14 +8,15 @@ from pathlib import Path
 from deqflow.data.synthetic import RICH_SCENES
 from deqflow.training import Progress, TrainConfig, Trainer
 
-# Some of everything, as in RICH_SCENES; half of the scenes move little, and a few not at all.
+# All kinds of content, as in RICH_SCENES. Half of the scenes have little motion, and a few have none.
 _SCENES = replace(RICH_SCENES, motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0, 1.0, 1.6))
 
-# Stage 1 learns to match with one-step gradients. Stage 2, on larger and clearer images, draws the number of
-# evaluations from a wide range and differentiates two steps, flow included, so that the model converges instead of
-# counting steps. Stage 3, with frozen encoders, goes farther and differentiates eight steps: it trains where the solver
-# ends, and what is slow there two steps hardly see. Stage 4 adds the smoothness term, which makes that end one, and
-# trains it from mixed starts, with corrections in the second half of the way alone.
+# Stage 1 learns to match, with one-step gradients. Stage 2, on larger and clearer images, draws the number of
+# evaluations from a wide range and differentiates two of them, flow included, so that the model converges instead of
+# counting evaluations. Stage 3, with frozen encoders, makes more evaluations and differentiates eight of them: it
+# trains the state in which the solver ends, whose slow directions a gradient through two evaluations hardly sees.
+# Stage 4 adds the smoothness term, which makes that state unique, and trains it from mixed starts, with corrections
+# only in the second half of the evaluations.
 _EQUILIBRIUM = (
     TrainConfig(
         steps=2000,
@@ -113,16 +114,16 @@ def reproduce(
     device: str = "auto",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Train stage after stage, each from the weights of the one before, and return the last one's checkpoint.
+    """Train the stages in order, each from the weights of the one before, and return the path of the last checkpoint.
 
     Args:
-        stages: in order; ``start_from`` is filled in.
-        folder: gets a folder for each stage. Finished stages are kept, an interrupted one goes on.
-        device: to train on; "auto" takes a GPU where there is one.
-        on_progress: sees each log entry.
+        stages: the stages in order; their ``start_from`` is filled in.
+        folder: gets a folder for each stage. Finished stages are kept, and an interrupted one is continued.
+        device: device to train on; "auto" takes a GPU where there is one.
+        on_progress: called with each log entry.
 
     Raises:
-        ValueError: there is no stage, or the folder holds a run of another configuration.
+        ValueError: there are no stages, or the folder holds a run of another configuration.
     """
     if not stages:
         raise ValueError("reproduce expects at least one stage, got none.")

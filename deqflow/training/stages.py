@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from deqflow.training.config import TrainConfig
 
-# Bai et al. 2022, appendix, which follows RAFT (Teed and Deng 2020): AdamW, linear one-cycle, largest gradient norm 1.
+# From the appendix of Bai et al. 2022, which follows RAFT (Teed and Deng 2020): AdamW, linear one-cycle schedule,
+# largest gradient norm 1.
 _PUBLISHED = TrainConfig(
     size="base",
     weight_decay=1e-4,

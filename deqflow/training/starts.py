@@ -1,6 +1,7 @@
-"""Where the solves of a training step start: some samples elsewhere than the model does, so that all ways lead home.
+"""The starts of the solves of a training step: some samples do not begin at the model's own start.
 
-An equilibrium that is reached from any start profits from more evaluations (Anil et al. 2022, path independence).
+The model so learns to reach the same equilibrium from any start, and such a model profits from more evaluations (Anil
+et al. 2022, path independence).
 """
 
 from typing import Literal
@@ -14,20 +15,20 @@ from deqflow.model.state import FlowState
 
 StartName = Literal["random", "truth", "other", "noise"]
 STARTS: tuple[StartName, ...] = ("random", "truth", "other", "noise")
-DISTURBANCE = (0.2, 5.0)  # px, RMS; log-spread
+DISTURBANCE = (0.2, 5.0)  # px, RMS; least and greatest, drawn uniformly on a log scale
 
 
 def coarse_truth(flow: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """The true flow at the state's size: mean of the known vectors in each cell.
+    """The true flow at the state's size: the mean of the known vectors in each cell.
 
     Args:
-        flow: (B, 2, s h, s w) in pixels.
-        valid: (B, s h, s w) booleans.
-        stride: s, image pixels to a pixel of the state.
+        flow: true flow, (B, 2, s h, s w) in pixels.
+        valid: (B, s h, s w) booleans, true where the flow is known.
+        stride: s, image pixels per coarse pixel.
 
     Returns:
-        The flow, (B, 2, h, w) in coarse pixels, zero where nothing is known, and where half a cell or more is known,
-        (B, h, w) booleans.
+        The flow, (B, 2, h, w) in coarse pixels, zero where nothing is known; and (B, h, w) booleans, true where half
+        of the cell or more is known.
     """
     known = valid[:, None].to(flow.dtype)
     share = F.avg_pool2d(known, stride)
@@ -40,17 +41,17 @@ def draw_starts(
 ) -> Tensor:
     """The packed start of each sample: the model's own, or with probability ``share`` one of ``kinds``.
 
-    - "random": hidden state tanh of normal numbers, flow normal with 8 px;
-    - "truth": the true flow, disturbed by smooth or white noise of 0.2 to 5 px, the model's own hidden state;
+    - "random": the hidden state is the tanh of normal numbers, the flow is normal with a deviation of 8 px;
+    - "truth": the true flow, disturbed by smooth or white noise of 0.2 to 5 px, and the model's own hidden state;
     - "other": another sample's true flow and a random hidden state;
-    - "noise": the model's own start, the flow disturbed.
+    - "noise": the model's own start with a disturbed flow.
 
     Args:
-        problem: of the batch.
-        truth: (B, 2, h, w) in coarse pixels.
-        share: from 0 to 1.
-        generator: on the CPU.
-        kinds: to draw from.
+        problem: the problem of the batch.
+        truth: true flow, (B, 2, h, w) in coarse pixels.
+        share: probability of another start, from 0 to 1.
+        generator: a generator on the CPU.
+        kinds: the other starts to draw from.
     """
     if share == 0:
         return problem.z0
@@ -79,11 +80,11 @@ def disturbance(
     """White or smooth noise in the shape of a flow, (B, 2, h, w), in coarse pixels.
 
     Args:
-        flow: (B, 2, h, w).
-        stride: image pixels to a coarse pixel.
-        generator: on the CPU.
-        smooth: which of the two; drawn for each sample if not given.
-        size: RMS in full-size pixels; drawn for each sample from 0.2 to 5, log-spread, if not given.
+        flow: gives the shape, (B, 2, h, w).
+        stride: image pixels per coarse pixel.
+        generator: a generator on the CPU.
+        smooth: whether the noise is smooth; drawn for each sample if not given.
+        size: RMS in full-size pixels; if not given, drawn for each sample from 0.2 to 5, uniformly on a log scale.
     """
     least, greatest = DISTURBANCE
     sizes = least * (greatest / least) ** torch.rand(len(flow), 1, 1, 1, generator=generator)

@@ -1,4 +1,4 @@
-"""States of a run on disk, to go on from: written whole or not at all, the last three kept."""
+"""The saved states of a run, from which it can be continued. Each is written whole or not at all; three are kept."""
 
 import random
 import warnings
@@ -12,7 +12,7 @@ import torch
 from deqflow.data.writing import not_written, whole
 
 KEPT = 3
-_EARLIER = "last.pt"  # the one state of runs before there were three
+_EARLIER = "last.pt"  # earlier versions of this package kept one state, under this name
 
 
 def save_state(state: dict[str, Any], folder: Path, step: int) -> Path:
@@ -29,18 +29,18 @@ def save_state(state: dict[str, Any], folder: Path, step: int) -> Path:
 
 
 def write_tensors(content: dict[str, Any], path: Path) -> None:
-    """Write what torch.save takes: whole, or not at all."""
+    """Write a file with torch.save; it is written whole or not at all."""
     try:
         with whole(path) as unfinished:
             torch.save(content, unfinished)
-    except (OSError, RuntimeError) as error:  # the latter is torch's for a disk that is full
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         raise not_written(path, error) from error
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state of a folder that is whole, on the CPU; None where there is none at all.
+    """The newest undamaged state of a folder, on the CPU; None if the folder has no states.
 
-    A damaged one is left out with a warning.
+    Damaged states are skipped with a warning.
 
     Raises:
         ValueError: there are states, but all are damaged.
@@ -49,7 +49,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     for path in paths:
         try:
             return _read(path)
-        except Exception as error:  # a damaged file may lead the unpickler anywhere
+        except Exception as error:  # on a damaged file the unpickler may raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             warnings.warn(f"{path} is damaged ({reason}): going on from the one before.", stacklevel=2)
     if paths:
@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
         damaged = archive.testzip()  # torch does not compare checksums
     if damaged is not None:
         raise ValueError(f"{damaged} is not what was written")
-    # A file of another machine may name a GPU that is not here.
+    # A file from another machine may name a GPU that does not exist here.
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -71,11 +71,11 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of all global generators of this process, as ``weights_only`` can read it.
+    """The state of all global random generators of this process, in types that ``weights_only`` can read.
 
-    Training draws from generators of its own, by seed and step. An operator of the user's may draw from these.
+    Training itself uses its own generators, seeded by seed and step. A user's update operator may use the global ones.
     """
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (whoever uses it)
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (a user's operator may use it)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -85,7 +85,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put the global generators of this process into a state of :func:`random_state`."""
+    """Restore the global random generators of this process to a state from :func:`random_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

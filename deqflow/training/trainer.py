@@ -1,4 +1,4 @@
-"""One run in one folder: steps, what is logged and kept, and going on from there (paper sections 3.2, 3.3)."""
+"""One run in one folder: its steps, log and saved states, and how it is continued (paper sections 3.2, 3.3)."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ from deqflow.training.states import load_state, random_state, save_state, set_ra
 from deqflow.training.validation import Validation, measure_pairs, summarise
 
 EVALS = (6, 12, 24, 48)
-SMALLEST_SCALE = 2.0**-14  # float16 cannot hold a gradient that needs less
+SMALLEST_SCALE = 2.0**-14  # a gradient that still overflows at a smaller scale is too large for float16
 
 # May differ on resume; does not affect the weights.
 _FREE = ("workers", "data_root")
@@ -47,19 +47,20 @@ _LONGER = " To train longer than planned, start a run in a new folder from this 
 
 
 class Trainer:
-    """One run in one folder: ``config.yaml``, ``log.csv``, states to go on from, ``model.safetensors`` at the end.
+    """One run in one folder, with ``config.yaml``, ``log.csv``, saved states and, at the end, ``model.safetensors``.
 
     Args:
-        config: the run.
-        folder: where its files go. A run that was interrupted there is continued.
-        device: to train on; "auto" takes a GPU where there is one, and the process's own under ``accelerate launch``.
-        estimator: a model of your own to train instead of the one that ``config`` describes; it brings its own
-            gradient and corrections, and leaves no ``model.safetensors`` if its operator is your own.
+        config: the run's configuration.
+        folder: folder for the run's files. A run that was interrupted there is continued.
+        device: device to train on. "auto" takes a GPU where there is one; under ``accelerate launch`` it takes the
+            device of this process.
+        estimator: a model of your own to train instead of the one that ``config`` describes. It brings its own
+            gradient and corrections; with an operator of your own, no ``model.safetensors`` is written.
         teacher: a model whose flow is a second target, see ``teacher_weight``.
 
     Attributes:
-        step: so many have been taken.
-        solve: the solver's account of the last step.
+        step: number of steps taken.
+        solve: the solver's result in the last step.
 
     Raises:
         ValueError: the folder holds a run of another configuration, or the batch cannot be shared out.
@@ -89,7 +90,7 @@ class Trainer:
             anneal_strategy="linear",
             cycle_momentum=config.cycle_momentum,
         )
-        # Not accelerate's, which refuses float16 on a CPU, where it is slow but can be tested.
+        # This is torch's scaler: accelerate's refuses float16 on a CPU, where it is slow but can be tested.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.float16)
         self.step, self.seconds = 0, 0.0
         self.recent: list[float] = []
@@ -112,10 +113,10 @@ class Trainer:
         """Train to the end and return the model in evaluation mode.
 
         Args:
-            on_progress: sees each log entry; where nobody sees a bar and there is no such function, it is printed.
-            stop_event: once set, the run keeps its state after the current step and returns; another call, or
-                another :class:`Trainer` on the same folder, goes on from there.
-            bar: show a progress bar where somebody sees it, on a terminal or in a notebook.
+            on_progress: called with each log entry. If it is not given and no bar is shown, entries are printed.
+            stop_event: once it is set, the run saves its state after the current step and returns. Calling ``run``
+                again, or another :class:`Trainer` on the same folder, continues from there.
+            bar: show a progress bar if this is a terminal or a notebook.
         """
         config = self.config
         bar = bar and self.processes.is_first and shows_bars()
@@ -142,17 +143,17 @@ class Trainer:
             board.close()
         if self.finished and self.estimator.config is not None and self.processes.is_first:
             checkpoints.save(self.estimator, self.folder / "model.safetensors", recipe=self.recipe())
-        self.processes.wait()  # others may want to load it
+        self.processes.wait()  # the other processes may load the file next
         return self.estimator.eval()
 
     def train_step(self, batch: FlowSample) -> float:
-        """Take one optimiser step on a batch and return its loss, a weighted mean of absolute errors in px.
+        """Take one optimiser step on a batch and return its loss (:class:`deqflow.training.objective.Objective`).
 
         Args:
-            batch: this process's share of the step's pairs, with a dimension for them in front.
+            batch: this process's share of the step's pairs; the first dimension of each tensor counts the pairs.
 
         Raises:
-            FloatingPointError: the loss or its gradient is not finite. The batch is kept in the run's folder.
+            FloatingPointError: the loss or its gradient is not finite. The batch is saved in the run's folder.
         """
         parts, losses = self.config.accumulate, []
         self.optimizer.zero_grad(set_to_none=True)
@@ -168,11 +169,11 @@ class Trainer:
         return float(torch.stack(losses).mean())
 
     def validate(self, evals: tuple[int, ...] = EVALS) -> dict[int, float]:
-        """Mean end-point error in px on held-out pairs after so many evaluations each."""
+        """Mean end-point error in px on held-out pairs, after each of the given numbers of evaluations."""
         return self.measure(evals).errors
 
     def measure(self, evals: tuple[int, ...] = EVALS) -> Validation:
-        """Errors, residuals and evaluations on held-out pairs, which the processes share out."""
+        """Errors, residuals and evaluations on held-out pairs, which are divided among the processes."""
         count = self.config.validation_pairs
         pairs = SyntheticPairs(count, seed=HELD_OUT_SEED, config=self.config.scenes)
         mine = (pairs[i] for i in range(self.processes.index, count, self.processes.count))
@@ -181,9 +182,9 @@ class Trainer:
         return summarise(self.processes.sum(rows.sum(0)), count, evals)
 
     def recipe(self) -> dict[str, Any]:
-        """What to store with the weights: the configuration, the run before it, hours, torch's version."""
+        """What is stored with the weights: configuration, origin of the first weights, hours, torch's version."""
         config = self.config
-        # No paths of the machine it ran on.
+        # Only the names, not the paths on the machine that trained.
         names = {name: Path(getattr(config, name)).name for name in ("start_from", "data_root")}
         return {
             "config": dataclasses.asdict(config) | names,
@@ -196,7 +197,7 @@ class Trainer:
 
     @cached_property
     def _objective(self) -> nn.Module:
-        """Made late: parameters may be frozen before the first step."""
+        """The loss, made at the first step because parameters may be frozen until then."""
         return self.processes.wrap(Objective(self.estimator, self.config, self._teacher))
 
     @cached_property
@@ -204,19 +205,19 @@ class Trainer:
         return Shares(self.config, process=self.processes.index, processes=self.processes.count)
 
     def _batches(self) -> DataLoader[FlowSample]:
-        """The share that this process has in each step that is left."""
+        """The share of this process in the pairs of each remaining step."""
         shares = Shares(self.config, first=self.step, process=self.processes.index, processes=self.processes.count)
         return DataLoader(
             training_pairs(self.config),
             batch_sampler=shares,
             num_workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
-            # Without one it would draw from torch's own, and a run that goes on would draw twice.
+            # Without this generator the loader would use torch's global one, and a continued run would draw twice.
             generator=torch.Generator().manual_seed(self.config.seed),
         )
 
     def _descend(self, batch: FlowSample) -> None:
-        """Clip the gradient and follow it; in float16, leave out a step whose gradient overflowed."""
+        """Clip the gradient and take the optimiser step; in float16, skip a step whose gradient overflowed."""
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.estimator.parameters(), self.config.clip)
         before = self.scaler.get_scale()
@@ -224,11 +225,11 @@ class Trainer:
             self._require_finite(norm, "gradient", batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() >= before:  # else the step was left out, and its rate is still to come
+        if self.scaler.get_scale() >= before:  # a smaller scale means that the step was skipped: so is the schedule's
             self.schedule.step()
 
     def _require_finite(self, value: Tensor, name: str, batch: FlowSample) -> None:
-        """Stop the run where a value, the same in all processes, is not finite, and keep what it came of."""
+        """Raise an error if a value, which is the same in all processes, is not finite; save the batch first."""
         if bool(torch.isfinite(value)):
             return
         indices = self._shares.at(self.step)
@@ -269,7 +270,7 @@ class Trainer:
         save_state(state, self.folder, self.step)
 
     def _resume(self) -> None:
-        """Go on from the folder's newest state, which only the first process needs to see."""
+        """Continue from the folder's newest state. Only the first process needs access to the folder."""
         state = None
         if self.processes.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -292,7 +293,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state.get("scaler", {})) if self.config.float16 else None
         self.step, self.seconds, self.recent = state["step"], state["seconds"], state["recent"]
-        generators = state.get("random", [])  # earlier versions kept none
+        generators = state.get("random", [])  # earlier versions did not save them
         if self.processes.index < len(generators):
             self._random = generators[self.processes.index]
 
@@ -306,7 +307,7 @@ class Trainer:
 
 
 def differences(stored: dict[str, Any], asked: dict[str, Any], place: str = "") -> dict[str, tuple[Any, Any]]:
-    """The settings that affect the weights and differ, by name: as stored, and as asked for."""
+    """The settings that affect the weights and differ: for each name the stored and the requested value."""
     found: dict[str, tuple[Any, Any]] = {}
     for name, now in asked.items():
         there = stored[name]

@@ -21,10 +21,10 @@ class Validation:
     """Means over held-out pairs.
 
     Attributes:
-        errors: end-point error over valid pixels, in px, after so many evaluations.
-        residuals: how far the last of so many evaluations moved the flow, RMS in full-size px.
-        evaluations: how many it takes to come below the model's own tolerance; the greatest number that was
-            looked at where it does not.
+        errors: end-point error over valid pixels, in px, by number of evaluations.
+        residuals: RMS movement of the flow in the last evaluation, in full-size px, by number of evaluations.
+        evaluations: number of evaluations until the model's own tolerance is reached; a pair that does not reach it
+            counts with the greatest number measured.
     """
 
     errors: dict[int, float]
@@ -51,7 +51,7 @@ def measure_pairs(
     device: torch.device | str = "cpu",
     autocast: Context = nullcontext,
 ) -> Tensor:
-    """One row a pair, for :func:`summarise`: its errors, its residuals, and the evaluations it needs."""
+    """A row for each pair, for :func:`summarise`: its errors, its residuals, and the evaluations it needs."""
     training = estimator.training
     estimator.eval()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def summarise(total: Tensor, pairs: int, evals: Sequence[int]) -> Validation:
 def _measure_pair(
     estimator: FlowEstimator, pair: FlowSample, evals: list[int], device: torch.device | str, autocast: Context
 ) -> list[float]:
-    """One solve a pair: each number of evaluations starts from the state of the one before."""
+    """Measure a pair in one solve: each number of evaluations continues from the state of the one before."""
     image1, image2, flow, valid, _ = (tensor[None].to(device) for tensor in pair)
     errors, traces, state, before = [], [], None, 0
     for k in evals:
@@ -78,7 +78,8 @@ def _measure_pair(
             output = estimator(image1, image2, start=state, stop=Stop(max_evals=k - before, atol=0.0))
         errors.append(float(mean_endpoint_error(output.flow, flow, valid)))
         trace = output.solve.trace[:, 0]
-        traces.append(torch.cat([trace, trace[-1:].expand(k - before - len(trace))]))  # an exact fixed point ends it
+        # A solve that reaches an exact fixed point ends early: its last residual is repeated.
+        traces.append(torch.cat([trace, trace[-1:].expand(k - before - len(trace))]))
         state, before = output.state, k
     trace = torch.cat(traces)
     settled = (trace <= estimator.equilibrium.eval_stop.atol).nonzero()

@@ -1,4 +1,4 @@
-"""Flow of videos by fixed-point reuse: consecutive frames have nearly the same equilibrium (paper section 3.4).
+"""The flow of videos by fixed-point reuse: consecutive frames have nearly the same equilibrium (paper section 3.4).
 
 >>> video = VideoFlow(deqflow.load("deqflow-small"), policy="warp")
 >>> for image, step in video.run(read_frames("clip.mp4")):

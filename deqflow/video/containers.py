@@ -1,9 +1,9 @@
-"""Whether the file of a film is whole, found from the sizes that are stored in it.
+"""Check whether the file of a film is whole, from the sizes that are stored in it.
 
-OpenCV reports nothing when its writing fails. Counting frames does not help either: a cut may remove only the index of
-an .avi, and a short film's header names all frames whether they are there or not. But the formats are nested boxes,
-each of which stores its size once it is finished, and the library that writes the file (FFmpeg) drops everything after
-its first error. So a file is whole if and only if its outermost boxes fill it exactly.
+OpenCV reports nothing when its writing fails. Counting frames does not help either: a truncated .avi may lack only its
+index, and the header of a short film gives the number of all frames even if some are missing. But the formats are
+nested boxes, each of which stores its size once it is finished, and the library that writes the file (FFmpeg) drops
+everything after its first error. So a file is whole if and only if its outermost boxes fill it exactly.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Box = tuple[bytes, int]  # kind, and size of the whole box in bytes; 0 if the si
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a film was written to its end. This takes some microseconds, whatever the film's length.
+    """Whether a film was written to its end. The check takes some microseconds, whatever the film's length.
 
     Args:
         path: a film: .mp4, .mov, .mkv, .webm or .avi.
@@ -60,7 +60,7 @@ def _integer_length(head: bytes) -> int:
     return 9 - head[0].bit_length() if head else 1
 
 
-# How to read a box of each format, and a box that every whole film has: those before it may fill a file that was cut.
+# For each format: how to read a box, and a box that every whole film has (the boxes before it may fill a cut-off file).
 FORMATS: dict[str, tuple[Callable[[bytes], Box], bytes]] = {
     ".mp4": (_iso_box, b"moov"),
     ".mov": (_iso_box, b"moov"),

@@ -1,4 +1,4 @@
-"""Flow of a video, each solve started from the last one (paper section 3.4)."""
+"""The flow of a video, where each solve starts from the solution of the last one (paper section 3.4)."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,13 +39,13 @@ class VideoStep:
 
     Attributes:
         flow: (1, 2, H, W), in pixels.
-        output: of the solve, at the last scale.
-        evaluations: how many there were in all, those of a refused start and of coarser scales included.
-        start_residual: how far the first evaluation moved the flow, RMS in full-size pixels.
+        output: the model's output at the last scale.
+        evaluations: number of all evaluations, including those of a rejected start and of coarser scales.
+        start_residual: RMS movement of the flow in the first evaluation, in full-size pixels.
         photometric: mean difference of brightness along the flow at 1/8 size, in grey levels.
         reset: whether the solve began at the model's own start.
-        cut: whether a jump was taken for a cut between the two frames, or before them.
-        seconds: wall clock.
+        cut: whether a cut was detected between the two frames, or before them.
+        seconds: wall-clock time.
     """
 
     flow: Tensor
@@ -64,17 +64,17 @@ class VideoStep:
 
 
 class VideoFlow:
-    """Estimates the flow of consecutive frames; remembers the last state, and nothing older.
+    """Estimates the flow of consecutive frames. It remembers only the last state.
 
     Args:
-        estimator: of the flow; used without gradients, in evaluation mode as it should be.
-        policy: what a solve starts from, see :func:`deqflow.video.carry`; "flow" for recurrent models and "warp" for
-            others if not given.
+        estimator: the model, which should be in evaluation mode; it is used without gradients.
+        policy: what a solve starts from, see :func:`deqflow.video.carry`. If not given, it is "flow" for recurrent
+            models and "warp" for others.
         stop: budget and tolerance of each solve, the latter in full-size pixels; the model's own if not given.
-        rule: solver; the model's own if not given.
-        cut: when a jump is taken for a cut, after which nothing is carried over; None never does.
+        rule: the solver; the model's own if not given.
+        cut: the rule that detects cuts, over which no state is carried; None detects none.
         scales: factors by which the frames are resized, see :func:`deqflow.model.scales.estimate_at_scales`. A solve
-            that starts from the last state is at the last of them alone.
+            that starts from the last state uses only the last of them.
 
     Raises:
         ValueError: there is no such policy, or the scales do not ascend.
@@ -98,7 +98,7 @@ class VideoFlow:
         self.policy: Policy = policy
         self.detector = None if cut is None or policy == "reset" else CutDetector(cut)
         self.state: FlowState | None = None
-        self._last: tuple[Tensor, Features] | None = None  # the last second frame, and its features
+        self._last: tuple[Tensor, Features] | None = None  # the second frame of the last pair, and its features
 
     def reset(self) -> None:
         """Forget the last frames: the next pair belongs to another scene."""
@@ -115,10 +115,10 @@ class VideoFlow:
             image1, image2: (1, 3, H, W), RGB, 0..255, floating point, at least 16x16.
 
         Raises:
-            TypeError, ValueError: as the estimator has it, or there is more than one pair.
+            TypeError, ValueError: the estimator cannot use the images, or there is more than one pair.
         """
         started = time.perf_counter()
-        check_images(image1, image2, stacklevel=3)  # past no_grad's frame
+        check_images(image1, image2, stacklevel=3)  # 3, because no_grad adds a stack frame
         if len(image1) != 1:
             raise ValueError(f"VideoFlow expects one pair at a time, (1, 3, H, W), got {tuple(image1.shape)}.")
         height, width = image1.shape[-2:]
@@ -147,7 +147,7 @@ class VideoFlow:
         )
 
     def run(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, VideoStep]]:
-        """The flow of each frame but the last, with the frame; in constant memory.
+        """Yield each frame but the last together with its flow. The memory used is constant.
 
         Args:
             frames: (1, 3, H, W) each, as in :meth:`step`.
@@ -166,7 +166,7 @@ class VideoFlow:
         return self.estimator.encode(resize_images(image, self.scales[-1]))
 
     def _encode_first(self, image: Tensor) -> Features:
-        """The features of the first frame; those of the last call's second where it is the same tensor or equal."""
+        """The features of the first frame; they are reused if it is, or equals, the second frame of the last call."""
         if self._last is not None:
             before, features = self._last
             if before is image or (before.shape == image.shape and torch.equal(before, image)):
@@ -179,8 +179,8 @@ class VideoFlow:
         """Solve from the carried state.
 
         Returns:
-            The output, None if there is no state to carry or it belongs to another scene; evaluations lost on finding
-            that out; and whether it does.
+            The output, or None if there is no state to carry or it belongs to another scene; the number of evaluations
+            spent before the state was rejected; and whether it belongs to another scene.
         """
         own = FlowState.unpack(problem.z0)
         if self.state is None or self.state.hidden.shape != own.hidden.shape:
@@ -204,7 +204,7 @@ class VideoFlow:
         return (None, 1, True) if lost[0] else (output, 0, False)
 
     def _coarser(self, image1: Tensor, image2: Tensor) -> tuple[FlowState | None, int]:
-        """Where a solve begins that has no state to carry, and the evaluations at coarser scales that it took."""
+        """The start of a solve without a carried state, and the number of evaluations spent on it at coarser scales."""
         *coarser, scale = self.scales
         if not coarser:
             return None, 0
@@ -213,10 +213,10 @@ class VideoFlow:
 
     def _remember(self, output: FlowOutput, photometric: float, residual: float | None, cut: bool) -> None:
         if cut or not bool(torch.isfinite(output.solve.fz).all()):
-            # What comes next belongs to the new scene, of which this pair has seen one frame only.
+            # The next pair belongs to the new scene, of which this pair has only one frame.
             last = self._last
             self.reset()
-            self._last = last  # the frame itself stays encoded
+            self._last = last  # the features of the frame itself stay valid
             return
         self.state = output.state
         if self.detector is not None:

@@ -1,6 +1,6 @@
-"""From a video to its flow in files. Ctrl-C leaves whole files.
+"""Write the flow of a video to files, which are whole even after Ctrl-C.
 
-Frames are read on one thread, solved on the caller's, and drawn and written on a third.
+Frames are read on one thread, their flow is estimated on the caller's thread, and a third thread draws and writes.
 """
 
 from collections.abc import Callable
@@ -42,22 +42,22 @@ def film_flow(
     statistics: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[Statistics, bool]:
-    """Write the flow of a video: as a film, or as one file a frame if ``out`` has no suffix.
+    """Write the flow of a video: as a film, or as one file per frame if ``out`` has no suffix.
 
-    Memory does not grow with the length, except for the statistics, which take some bytes a frame. Ctrl-C ends it
-    early; what was written until then is whole.
+    Memory does not grow with the length, except for the statistics, which take some bytes per frame. Ctrl-C ends the
+    run early; what was written until then is whole.
 
     Args:
         source: video file, or folder of images.
-        out: film (.mp4, .avi and others), or folder.
+        out: path of the film (.mp4, .avi and others) or of the folder.
         video: estimates the flow; it is reset first.
         drawing: what the film shows: "colors", "arrows", or "side" by side.
         files: format of the files in a folder; "kitti" is KITTI's 16-bit .png.
         largest: length in px that gets the full colour in a film; if not given, 1.5 times the 99th percentile of the
             first pair's lengths, at least 2 px.
         key: add a key to the colours of a film.
-        statistics: .npz file for the numbers of each pair.
-        progress: show a bar, with frames a second and evaluations a frame.
+        statistics: path of an .npz file for the numbers of each pair.
+        progress: show a bar with frames per second and evaluations per frame.
 
     Returns:
         The statistics, and whether the run was interrupted.
@@ -65,7 +65,7 @@ def film_flow(
     Raises:
         FileNotFoundError, ValueError, OSError: the source can't be read, ``out`` can't be written or is the source, or
             there are fewer than two frames.
-        ShortVideoError: the video ends before the number of frames that its file names; the flow of all frames that
+        ShortVideoError: the video ends before the number of frames that its file gives; the flow of all frames that
             could be read is written.
     """
     out = Path(out)
@@ -124,7 +124,7 @@ def _run(
 def _writer(
     out: Path, stack: ExitStack, frames: Frames, drawing: Drawing, files: FileFormat, largest: float | None, key: bool
 ) -> Callable[[Tensor, VideoStep], object]:
-    """A function that writes a frame's step."""
+    """A function that writes the flow of a frame."""
     if not out.suffix:
         folder = FlowFolder(out, SUFFIXES[files])
         return lambda _, step: folder.add(step.flow[0])

@@ -26,21 +26,21 @@ def flow(
     atol: float | None = None,
     rule: Rule | None = None,
 ) -> FlowOutput:
-    """Estimate the flow from one image to another; no graph is recorded.
+    """Estimate the flow from one image to another, without gradients.
 
     Args:
         image1, image2: paths, PIL images, NumPy arrays or tensors, one image or a batch, of any layout that
             :func:`deqflow.data.images.as_images` knows.
         model: name of a shipped model, path of a checkpoint, or an estimator.
-        scales: factors by which the images are resized, ascending, see :func:`deqflow.estimate_at_scales`: each solve
-            starts from the last one's.
-        device: to estimate on; "auto" takes a GPU where there is one. An estimator given as ``model`` stays where it
-            is.
+        scales: factors by which the images are resized, ascending. Each solve starts from the solution of the last
+            one, see :func:`deqflow.estimate_at_scales`.
+        device: device to estimate on; "auto" takes a GPU where there is one. An estimator given as ``model`` stays
+            where it is.
         max_evals, atol: budget in evaluations, and tolerance in pixels; the model's own if not given.
-        rule: solver; the model's own if not given.
+        rule: the solver; the model's own if not given.
 
     Returns:
-        The output at the last scale; its ``flow``, (B, 2, H, W), is in pixels of the images given.
+        The output at the last scale; its ``flow``, (B, 2, H, W), is in pixels of the given images.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: the images, the scales or the model cannot be used.

@@ -1,4 +1,4 @@
-"""What the solve of the next pair starts from (policies of reuse), and when that start is not to be trusted (cuts)."""
+"""What the solve of the next pair starts from (policies of reuse), and when that start is rejected (cuts)."""
 
 import statistics
 from collections import deque
@@ -17,7 +17,7 @@ ARRIVED = 0.25  # share of a pixel's weight; weaker arrivals come from a neighbo
 
 
 def check_policy(policy: str) -> None:
-    """Raise ValueError unless it is the name of a policy."""
+    """Raise ValueError unless ``policy`` is the name of a policy."""
     if policy not in get_args(Policy):
         raise ValueError(f"Unknown policy {policy!r}: expected one of {', '.join(get_args(Policy))}.")
 
@@ -30,15 +30,15 @@ def default_policy(recurrent: bool) -> Policy:
 def carry(state: FlowState, policy: Policy, own: FlowState | None = None) -> FlowState | None:
     """The start for the next pair from the state of the last one.
 
-    A state belongs to the pixels of its first frame. The next pair begins with the last one's second frame, in which
-    each pixel has moved to the end of its flow vector: its values are carried there.
+    A state belongs to the pixels of its pair's first frame. The next pair begins with the second frame, in which each
+    pixel has moved to the end of its flow vector, so its values are moved there.
 
     Args:
         state: hidden (B, Ch, h, w) and flow (B, 2, h, w).
         policy: "reset", the model's own start; "reuse", the flow moved forward and the hidden state as it was (the
             paper's section 3.4); "warp", both moved forward; "flow", the flow moved forward and the hidden state of
             the model's own start (RAFT's warm start). Holes get the values of the nearest pixel.
-        own: the model's own start for the next pair; needed for "flow" alone.
+        own: the model's own start for the next pair; only "flow" needs it.
 
     Returns:
         The start, or None for the model's own.
@@ -58,11 +58,13 @@ def carry(state: FlowState, policy: Policy, own: FlowState | None = None) -> Flo
 
 
 def photometric_error(image1: Tensor, image2: Tensor, flow: Tensor) -> float:
-    """Mean difference of brightness along a flow at its own size, in grey levels, over what stays in the frame.
+    """Mean difference of brightness along a flow, in grey levels, over the pixels that stay in the frame.
+
+    The images are compared at the size of the flow.
 
     Args:
         image1, image2: (B, 3, s h, s w), -1..1, as :class:`deqflow.model.estimator.Features` holds them.
-        flow: (B, 2, h, w) in its own pixels.
+        flow: (B, 2, h, w) in coarse pixels.
     """
     stride = image1.shape[-1] // flow.shape[-1]
     coarse1, coarse2 = (F.avg_pool2d(127.5 * image.to(flow.dtype), stride) for image in (image1, image2))
@@ -75,14 +77,15 @@ def photometric_error(image1: Tensor, image2: Tensor, flow: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class CutRule:
-    """When a jump is taken for a cut: a value both ``times`` the usual one and well above it.
+    """When a jump of a value counts as a cut: it exceeds the usual value by both a factor and a margin.
 
     The usual value is the median of the last ``memory`` pairs since the last cut.
 
     Attributes:
-        photometric_times, photometric_above: of the brightness error that the carried flow leaves, in grey levels.
-        residual_times, residual_above: of the start's residual, in full-size pixels.
-        memory: how many pairs are remembered.
+        photometric_times, photometric_above: factor and margin for the brightness error of the carried flow, in grey
+            levels.
+        residual_times, residual_above: factor and margin for the residual of the start, in full-size pixels.
+        memory: number of pairs that are remembered.
 
     Raises:
         ValueError: a factor is below 1, a margin negative, or the memory less than 1.
@@ -105,7 +108,7 @@ DEFAULT_CUT = CutRule()
 
 
 class CutDetector:
-    """Remembers the usual values since the last cut, and says whether a new one jumps."""
+    """Remembers the values since the last cut, and decides whether a new one jumps."""
 
     def __init__(self, rule: CutRule) -> None:
         self.rule = rule
@@ -113,22 +116,22 @@ class CutDetector:
         self.residuals: deque[float] = deque(maxlen=rule.memory)
 
     def is_new_scene(self, photometric: float) -> bool:
-        """Whether the brightness error of the carried flow, in grey levels, says that the pair spans a cut."""
+        """Whether the brightness error of the carried flow, in grey levels, is so large that the pair spans a cut."""
         rule = self.rule
         return _jumps(photometric, self.photometric, rule.photometric_times, rule.photometric_above)
 
     def is_lost(self, residual: float) -> bool:
-        """Whether the residual of a carried start, in full-size pixels, says that it is none."""
+        """Whether the residual of a carried start, in full-size pixels, is so large that the start is rejected."""
         return _jumps(residual, self.residuals, self.rule.residual_times, self.rule.residual_above)
 
     def remember(self, photometric: float, residual: float | None) -> None:
-        """Take in a pair: the brightness error of its solution, and its start's residual if it was a carried one."""
+        """Remember a pair: the brightness error of its solution, and the residual of its start if it was carried."""
         self.photometric.append(photometric)
         if residual is not None:
             self.residuals.append(residual)
 
     def forget(self) -> None:
-        """Begin anew, as after a cut."""
+        """Forget all values, as after a cut."""
         self.photometric.clear()
         self.residuals.clear()
 

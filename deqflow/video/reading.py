@@ -1,4 +1,4 @@
-"""Frames of a video file or of a folder of images, and the threads that read them ahead and write behind."""
+"""The frames of a video file or of a folder of images, and the threads that read ahead and write behind."""
 
 import queue
 import re
@@ -16,19 +16,19 @@ from deqflow.data.flow_files import IMAGE_SUFFIXES, image_files, read_image
 from deqflow.video.containers import FORMATS, is_whole
 
 T = TypeVar("T")
-ESTIMATED = (".mkv", ".webm")  # files that name a length in seconds and no number of frames
+ESTIMATED = (".mkv", ".webm")  # files that give a length in seconds but no number of frames
 
 
 class ShortVideoError(ValueError):
-    """The frames of a video file end before the number of frames that the file names."""
+    """The frames of a video file end before the number of frames that the file gives."""
 
 
 class Frames:
     """Frames, (1, 3, H, W) float32, RGB, 0..255; each loop over them reads them again.
 
     Attributes:
-        count: how many frames the file says that it has; 0 if it does not say.
-        rate: frames a second.
+        count: number of frames according to the file; 0 if it does not give one.
+        rate: frames per second.
     """
 
     def __init__(self, frames: Callable[[], Iterator[Tensor]], count: int, rate: float) -> None:
@@ -44,14 +44,14 @@ def read_frames(source: str | Path | Sequence[str | Path], *, rate: float = 24.0
     Files in a folder whose names begin with a dot are left out.
 
     Args:
-        source: such as clip.mp4, frames/, or paths.
-        rate: frames a second of images, whose files do not name one.
+        source: such as clip.mp4, frames/, or a list of paths.
+        rate: frames per second for images, whose files do not give a rate.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: OpenCV can't read the file as a video, or there are fewer than two images. While reading: an image
             is damaged, or has another size than the first.
-        ShortVideoError: while reading, a video file ends before the number of frames that it names. All frames that
+        ShortVideoError: while reading, a video file ends before the number of frames that it gives. All frames that
             can be read come before this error.
     """
     if isinstance(source, str | Path):
@@ -70,9 +70,9 @@ def read_frames(source: str | Path | Sequence[str | Path], *, rate: float = 24.0
 
 
 def ahead(items: Iterable[T], *, buffer: int = 2) -> Generator[T, None, None]:
-    """Iterate over ``items`` on a thread of its own, which is up to ``buffer`` items ahead of the caller.
+    """Iterate over ``items`` on a thread of its own, which reads up to ``buffer`` items ahead of the caller.
 
-    An error is raised where its item would have come. The thread ends with the iterator.
+    An error of ``items`` is raised in place of the item it prevents. The thread ends with the iterator.
     """
     box: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(max(1, buffer))
     stopped = threading.Event()
@@ -110,15 +110,16 @@ def ahead(items: Iterable[T], *, buffer: int = 2) -> Generator[T, None, None]:
 
 
 class Behind(Generic[T]):
-    """Calls a function with items on a thread of its own, in their order, while the caller goes on.
+    """Calls a function with each item, in order, on a thread of its own, while the caller goes on.
 
-    At most ``buffer`` items wait; the caller waits before it hands over one more. An error of the function is raised by
-    the next call, or at the end of the block; items after it are dropped. The block waits until all items are worked
-    off, also if it ends with an error, as by Ctrl-C. Ctrl-C while it waits drops all items but the one in work.
+    At most ``buffer`` items wait; a caller with one more has to wait itself. An error of the function is raised by the
+    next call or at the end of the ``with`` block, and the items after it are dropped. At its end the block waits until
+    all items are done, even if it ends with an error or Ctrl-C. A Ctrl-C during this wait drops all items but the
+    one in progress.
 
     Args:
-        work: called with each item.
-        buffer: number of items.
+        work: the function, called with each item.
+        buffer: largest number of items that wait.
     """
 
     def __init__(self, work: Callable[[T], object], *, buffer: int = 2) -> None:
@@ -156,7 +157,7 @@ class Behind(Generic[T]):
 
     def _run(self) -> None:
         while item := self._box.get():
-            if self._dropping:  # items are taken only, so that nobody waits for room
+            if self._dropping:  # items are taken but not worked on, so that no caller waits for room
                 continue
             try:
                 self._work(item[0])
@@ -165,9 +166,9 @@ class Behind(Generic[T]):
 
 
 def _natural(path: Path) -> tuple[list[str | tuple[int, str]], str]:
-    """frame9 before frame10."""
+    """A key that sorts names by the numbers in them: frame9 comes before frame10."""
     parts = re.split(r"(\d+)", path.name)
-    # Text and numbers alternate, so that text is compared with text and a number with a number.
+    # Text and numbers alternate, so text is only compared with text, and a number with a number.
     return [(int(part), part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
@@ -209,11 +210,11 @@ def _read_video(path: Path, count: int) -> Iterator[Tensor]:
 
 
 def _ends_early(path: Path, read: int, count: int) -> bool:
-    """Whether frames are missing. OpenCV ends alike at the last frame and at the first that it can't read."""
+    """Whether frames are missing. OpenCV reports the same at the last frame and at the first that it can't read."""
     if read >= count:
         return False
     suffix = path.suffix.lower()
     if suffix in FORMATS and not is_whole(path):
         return True
-    # A sound file may have some frames less than it says, as where its beginning was trimmed without a new encoding.
+    # An intact file may have some frames fewer than it says, for instance if it was trimmed without re-encoding.
     return suffix not in ESTIMATED and count - read > max(1, count // 50)

@@ -1,4 +1,4 @@
-"""Files that hold a video's flow: a film, one file a frame, statistics."""
+"""Files that hold a video's flow: a film, one file per frame, statistics."""
 
 import math
 import os
@@ -21,18 +21,18 @@ from deqflow.video.estimation import VideoStep
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP90"}
 Drawing = Literal["colors", "arrows", "side"]
-RATES = (0.002, 65535.0)  # frames a second that every format can hold
-LARGEST_NUMERATOR = 65535  # of a rate in MPEG-4, as a fraction in lowest terms
+RATES = (0.002, 65535.0)  # the range of frames per second that every format can hold
+LARGEST_NUMERATOR = 65535  # MPEG-4 stores the rate as a fraction: its largest numerator in lowest terms
 
 
 def draw_flow(image: Tensor, flow: Tensor, drawing: Drawing = "colors", *, largest: float | None = None) -> np.ndarray:
     """An image of a flow field.
 
     Args:
-        image: (3, H, W) in 0..255, the frame it starts from.
+        image: (3, H, W) in 0..255, the frame that the flow starts from.
         flow: (2, H, W) in pixels.
         drawing: "colors"; "arrows" over the darkened frame; "side", the frame and the colours side by side.
-        largest: length in pixels that gets the full colour; if not given, the longest vector's, at least 2 px.
+        largest: length in pixels that gets the full colour; if not given, that of the longest vector, at least 2 px.
 
     Returns:
         (H, W, 3) uint8, RGB; twice as wide for "side".
@@ -62,16 +62,17 @@ def _with_arrows(canvas: np.ndarray, flow: Tensor, colors: np.ndarray) -> np.nda
 class Movie:
     """A video file that is always whole: it is written under a temporary name and renamed when it is closed.
 
-    ``with`` closes it, even if an error or Ctrl-C ends the block: what was written until then can be played. If the
-    disk is full, or was full for a while, closing raises an error, and the file that was there before stays.
+    A ``with`` block closes it, even if the block ends with an error or Ctrl-C: what was written until then can be
+    played. If the disk is full, or was full for a while, closing raises an error, and an earlier file of that name
+    stays.
 
     Args:
-        path: where to write; the suffix names the format, one of .mp4, .mov, .mkv, .avi, .webm.
-        rate: frames a second, from 0.002 to 65535. The film has the nearest rate that its format can hold, which is
-            the attribute ``rate``.
+        path: path of the file; the suffix gives the format, one of .mp4, .mov, .mkv, .avi, .webm.
+        rate: frames per second, from 0.002 to 65535. The film gets the nearest rate that its format can hold, which is
+            stored in the attribute ``rate``.
 
     Raises:
-        ValueError: the suffix is another one, or the rate is out of range.
+        ValueError: the suffix is not one of these, or the rate is out of range.
     """
 
     def __init__(self, path: str | Path, *, rate: float = 24.0) -> None:
@@ -99,10 +100,10 @@ class Movie:
         self.close()
 
     def add(self, image: np.ndarray) -> None:
-        """Append an image, (H, W, 3) uint8, RGB; odd sides grow by one pixel, since video formats need even ones.
+        """Append an image, (H, W, 3) uint8, RGB. Odd sides grow by one pixel, since video formats need even ones.
 
         Raises:
-            ValueError: the array has another shape or type, another size than the first one, or a size that OpenCV
+            ValueError: the array has another shape or type, another size than the first image, or a size that OpenCV
                 can't write in this format.
             OSError: the file can't be written.
         """
@@ -118,17 +119,17 @@ class Movie:
         self.count += 1
 
     def close(self) -> None:
-        """Finish the file and give it its name; without images there is no file.
+        """Finish the file and give it its name. If no image was added, no file is left.
 
         Raises:
-            OSError: the disk is full, or the folder can't be written to any more. The unfinished file is removed.
+            OSError: the disk is full, or the folder can no longer be written to. The unfinished file is removed.
         """
         writer, self._writer = self._writer, None
         if writer is None:
             return
         try:
             writer.release()
-        finally:  # even if Ctrl-C is pressed once more meanwhile
+        finally:  # even if Ctrl-C is pressed again meanwhile
             self._finish()
 
     def _finish(self) -> None:
@@ -167,7 +168,7 @@ class Movie:
 
 
 def _nearest_rate(rate: float) -> float:
-    """The nearest rate, in thousandths, that MPEG-4 holds."""
+    """The nearest rate that is a whole number of thousandths and that MPEG-4 can hold."""
     wanted = round(1000 * rate)
     near = range(max(1, wanted - 1000), wanted + 1001)  # one of these is a multiple of 1000
     held = (n for n in near if n // math.gcd(n, 1000) <= LARGEST_NUMERATOR)
@@ -178,8 +179,8 @@ class FlowFolder:
     """One file for each frame: frame_000001.flo and so on, or KITTI's 16-bit .png.
 
     Args:
-        folder: where to write; it is made if it is not there.
-        suffix: ".flo", ".png" (KITTI), or another of :func:`deqflow.write_flow`.
+        folder: the folder; it is created if needed.
+        suffix: ".flo", ".png" (KITTI), or another suffix that :func:`deqflow.write_flow` knows.
     """
 
     def __init__(self, folder: str | Path, suffix: str = ".flo") -> None:
@@ -192,7 +193,7 @@ class FlowFolder:
 
 
 class Statistics:
-    """Numbers of each pair, some bytes a frame."""
+    """The numbers of each pair; they take some bytes per frame."""
 
     QUANTITIES: ClassVar[dict[str, Callable[[VideoStep], float]]] = {
         "evaluations": lambda step: step.evaluations,
@@ -221,7 +222,7 @@ class Statistics:
         """Write an .npz file with an array, (pairs,), for each quantity. The file is written whole or not at all.
 
         Raises:
-            ValueError: the suffix is another one.
+            ValueError: the suffix is not .npz.
             OSError: the folder can't be written to, or the disk is full.
         """
         path = Path(path)

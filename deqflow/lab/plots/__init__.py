@@ -1,4 +1,4 @@
-"""Images: matplotlib for images, flow and errors; plotly for curves and paths to look into.
+"""Figures: in matplotlib images, flow and errors; in plotly, which is interactive, curves and paths.
 
 Each function returns a figure, which a notebook shows when it ends a cell.
 """

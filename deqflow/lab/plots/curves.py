@@ -1,4 +1,4 @@
-"""Curves to look into, in plotly."""
+"""Interactive curves, in plotly."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ def traces(solves: Mapping[str, SolverResult], *, title: str = "", unit: str = "
     tolerances = {solve.stop.atol for solve in solves.values() if solve.stop.atol > 0}
     for tolerance in tolerances:
         figure.add_hline(y=tolerance, line_dash="dot", line_color="gray")
-        # On a log axis an annotation is placed by the logarithm, unlike the line it belongs to.
+        # On a log axis plotly places an annotation by the logarithm, but a line by the value itself.
         label = {"x": 1, "xref": "paper", "xanchor": "right", "y": math.log10(tolerance), "yanchor": "bottom"}
         figure.add_annotation(text=f"tolerance {tolerance:g} {unit}", showarrow=False, **label)
     return _labelled(figure, title, {"title": "evaluations of f"}, {"title": f"residual ({unit})", "type": "log"})
@@ -34,8 +34,9 @@ def traces(solves: Mapping[str, SolverResult], *, title: str = "", unit: str = "
 def lines(
     positions: Sequence[float], curves: Mapping[str, Sequence[float]], *, x: str, y: str, title: str = "", log: str = ""
 ) -> go.Figure:
-    """Curves over common positions; ``x`` and ``y`` name the axes, with their units; ``log`` ("x", "y", "xy") says
-    which of them are logarithmic; what a logarithmic ``y`` cannot show is left out.
+    """Curves over common positions. ``x`` and ``y`` are the titles of the axes, with their units.
+
+    ``log`` ("x", "y" or "xy") says which axes are logarithmic; values that a logarithmic ``y`` can't show are left out.
     """
     figure = go.Figure()
     for name, values in curves.items():
@@ -51,14 +52,14 @@ def lines(
 def spreads(
     curves: Mapping[str, np.ndarray], x: Sequence[float], *, title: str = "", x_title: str = "", y_title: str = ""
 ) -> go.Figure:
-    """Curves of several runs each, (runs, points): the mean as a line, from the least to the greatest as a band.
+    """Curves of several runs each: a line shows the mean, and a band reaches from the least to the greatest value.
 
     Both axes are logarithmic.
 
     Args:
-        curves: by name.
-        x: of the points.
-        title, x_title, y_title: what to write.
+        curves: by name, (runs, points) each.
+        x: positions of the points.
+        title, x_title, y_title: titles of the figure and its axes.
     """
     figure = go.Figure()
     for i, (name, values) in enumerate(curves.items()):
@@ -76,12 +77,12 @@ def spreads(
 def tradeoff(
     series: Mapping[str, Mapping[str, tuple[float, float]]], *, cost: str, loss: str, title: str = ""
 ) -> go.Figure:
-    """What is lost against what it costs, both on log scales: named points (cost, loss) of each series.
+    """Loss against cost, both on log scales: named points (cost, loss) of each series.
 
     Args:
-        series: for each name in the legend, points by label; those that are not positive and finite are left out.
+        series: for each name in the legend, points by label; points that are not positive and finite are left out.
         cost, loss: titles of the axes, with units.
-        title: of the figure.
+        title: title of the figure.
     """
     figure = go.Figure()
     known = {
@@ -110,9 +111,9 @@ def tradeoff(
 
 
 def _label_sides(points: Mapping[tuple[str, str], tuple[float, float]]) -> dict[tuple[str, str], str]:
-    """On which side of each point its label stands clear of all points and other labels; "" if on none.
+    """The side of each point where its label overlaps no point and no other label; "" if there is none.
 
-    The figure is taken to be of its usual size, in pixels; where it is narrower, the page leaves labels out.
+    The figure is assumed to have its usual size in pixels; where it is narrower, the page leaves labels out.
     """
     if not points:
         return {}
@@ -138,11 +139,11 @@ def _label_sides(points: Mapping[tuple[str, str], tuple[float, float]]) -> dict[
 
 
 def sparsifications(curves: Mapping[str, Sparsification], *, title: str = "") -> go.Figure:
-    """Mean error of the pixels that remain, against the share removed; dashed: the oracle, which knows the errors.
+    """Mean error of the remaining pixels against the share removed. The oracle, which knows the errors, is dashed.
 
     Args:
-        curves: by name, of the same errors: the oracle is taken from the first.
-        title: of the figure.
+        curves: by name. All belong to the same errors, so the oracle is taken from the first.
+        title: title of the figure.
     """
     figure = go.Figure()
     for name, curve in curves.items():
@@ -157,7 +158,7 @@ def sparsifications(curves: Mapping[str, Sparsification], *, title: str = "") ->
 
 
 def _labelled(figure: go.Figure, title: str, x: dict[str, Any], y: dict[str, Any]) -> go.Figure:
-    """The look that all curves have in common."""
+    """Give a figure its titles and the style that all curves share."""
     margin = {"l": 60, "r": 20, "t": 50, "b": 50}
     look = {"template": TEMPLATE, "height": 440, "margin": margin, "legend": LEGEND_BELOW}
     return figure.update_layout(title=title, xaxis=x, yaxis=y, **look)

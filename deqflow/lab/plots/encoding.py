@@ -1,4 +1,4 @@
-"""Pixels as PNG files in memory, and as addresses that a page or a figure shows without a file."""
+"""Encode pixels as PNG files in memory, and as data addresses that a page or a figure shows without a file."""
 
 import base64
 

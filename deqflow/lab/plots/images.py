@@ -1,4 +1,4 @@
-"""Images of images, flow, errors and features, in matplotlib."""
+"""Figures of images, flow, errors and features, in matplotlib."""
 
 from collections.abc import Mapping
 
@@ -19,12 +19,12 @@ PANEL = 4.2  # width of a panel, in inches
 def images(
     pictures: Mapping[str, Tensor], *, columns: int = 2, marks: Mapping[str, tuple[float, float]] | None = None
 ) -> Figure:
-    """Images with titles, each (3, H, W) in 0..255, or (H, W) in its own range of colours.
+    """Images with titles, each (3, H, W) in 0..255, or (H, W) in colours that span its own range.
 
     Args:
-        images: by title.
+        pictures: the images, by title.
         columns: panels in a row.
-        marks: a point (x, y) in pixels of the image with that title, to be marked in it.
+        marks: by title, a point (x, y) in pixels to mark in that image.
     """
     figure, axes = _panels(pictures, columns)
     for axis, (title, picture) in zip(axes, pictures.items(), strict=False):
@@ -34,7 +34,7 @@ def images(
         else:
             axis.imshow(pixels.numpy(), cmap="viridis")
         if marks and title in marks:
-            for color, width in (("black", 4.0), ("white", 1.5)):  # seen on any ground
+            for color, width in (("black", 4.0), ("white", 1.5)):  # visible on any background
                 axis.plot(*marks[title], "+", color=color, markersize=13, markeredgewidth=width)
     return figure
 
@@ -44,7 +44,7 @@ def flows(fields: Mapping[str, Tensor], *, largest: float | None = None, columns
 
     Args:
         fields: by title; vectors that are not finite (unknown) are black.
-        largest: length in pixels of the full colour; the 99th percentile of all known lengths if not given.
+        largest: length in pixels that gets the full colour; the 99th percentile of all known lengths if not given.
         columns: panels in a row.
     """
     if largest is None:
@@ -56,7 +56,7 @@ def flows(fields: Mapping[str, Tensor], *, largest: float | None = None, columns
     inset = axes[0].inset_axes((0.01, 0.64, 0.34, 0.34))
     wheel = color_wheel()
     y, x = np.ogrid[-1 : 1 : 1j * wheel.shape[0], -1 : 1 : 1j * wheel.shape[1]]
-    inset.imshow(np.dstack([wheel, 255 * (x**2 + y**2 <= 1).astype(np.uint8)]))  # clear beside the disc
+    inset.imshow(np.dstack([wheel, 255 * (x**2 + y**2 <= 1).astype(np.uint8)]))  # transparent beside the disc
     caption = {"transform": inset.transAxes, "fontsize": 8, "ha": "center", "va": "top", "color": "black"}
     halo = [withStroke(linewidth=2, foreground="white")]
     inset.text(0.5, -0.04, f"{largest:.3g} px", path_effects=halo, **caption)
@@ -88,7 +88,10 @@ def errors(maps: Mapping[str, Tensor], *, largest: float | None = None, columns:
 
 
 def features(maps: Mapping[str, Tensor]) -> Figure:
-    """Feature maps, (C, h, w) each, their three strongest common components as colours: alike features look alike."""
+    """Feature maps, (C, h, w) each, with their three strongest common components as colours.
+
+    Similar features get similar colours.
+    """
     flat = torch.cat([values.detach().flatten(1).T for values in maps.values()])  # (all pixels, C)
     centered = flat - flat.mean(0)
     _, vectors = torch.linalg.eigh(centered.T @ centered)
@@ -103,18 +106,18 @@ def features(maps: Mapping[str, Tensor]) -> Figure:
 
 
 def _panels(pictures: Mapping[str, Tensor], columns: int) -> tuple[Figure, list[Axes]]:
-    """A grid with a titled panel for each image, all of the first one's proportions."""
+    """A grid with a titled panel for each image; all panels have the proportions of the first image."""
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = next(iter(pictures.values())).shape[-2:]
     panel = PANEL * 2 / max(columns, 2)
     size = (panel * columns, rows * (panel * height / width + 0.35))
     figure, grid = plt.subplots(rows, columns, figsize=size, dpi=110, layout="constrained", squeeze=False)
-    figure.set_facecolor("none")  # the page's own ground, light or dark
+    figure.set_facecolor("none")  # the background of the page shows through, light or dark
     axes = list(grid.flat)
     for axis in axes:
         axis.axis("off")
     for axis, name in zip(axes, pictures, strict=False):
         axis.set_title(name, fontsize=9, color=INK)
-    plt.close(figure)  # shown by being returned, not a second time by pyplot
+    plt.close(figure)  # the notebook shows the returned figure; pyplot would show it a second time
     return figure, axes

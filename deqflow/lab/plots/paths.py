@@ -1,4 +1,4 @@
-"""The way of a solve, in plotly: states as paths in space, and maps of the image with a slider over evaluations."""
+"""The course of a solve, in plotly: states as paths in space, and maps of the image with a slider over evaluations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,16 @@ _DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 def trajectories(
     spaces: Mapping[str, Projection], paths: Sequence[Trajectory], *, units: Mapping[str, str], title: str = ""
 ) -> go.Figure:
-    """Paths of solves along their principal components, a 3-D image for each space, side by side.
+    """Paths of solves along their principal components, with a 3-D plot for each space, side by side.
 
-    Colour is the start, the dash of the line the solver; each path begins with a square, its first f(z), and ends
-    in a diamond. A click in the legend hides a path in all spaces.
+    The colour shows the start, the dash of the line the solver. Each path begins with a square, its first f(z), and
+    ends in a diamond. A click in the legend hides a path in all spaces.
 
     Args:
-        spaces: by title, a projection with a path for each of ``paths``, on three components.
+        spaces: by title, a projection on three components with a path for each of ``paths``.
         paths: the solves.
-        units: of each space's states, for the axes.
-        title: of the figure.
+        units: unit of each space's states, for the axes.
+        title: title of the figure.
     """
     starts, rules = (list(dict.fromkeys(getattr(path, name) for path in paths)) for name in ("start", "rule"))
     columns = len(spaces)
@@ -88,11 +88,11 @@ def film(
         numbers: T numbers of evaluations.
         flow: (T, 2, H, W) in pixels.
         maps: by title, (T, H, W) in ``unit``, on one logarithmic scale; grey where not known (NaN).
-        largest: length in pixels of the full colour; the 99th percentile of all lengths if not given.
-        scale: ends of the maps' scale; what lies beyond has the colour of the end.
-        unit: of the maps.
-        first: which of the numbers is shown at first.
-        title: of the figure.
+        largest: length in pixels that gets the full colour; the 99th percentile of all lengths if not given.
+        scale: ends of the maps' scale; values beyond an end have its colour.
+        unit: unit of the maps.
+        first: index of the number that is shown at first.
+        title: title of the figure.
         counted: what the numbers count.
         caption: the word before a number in the title of the flow.
 
@@ -106,7 +106,7 @@ def film(
         largest = max(float(np.percentile(torch.linalg.vector_norm(flow, dim=1).cpu().numpy(), 99)), 0.5)
     rows = [[png_address(flow_to_rgb(field, largest=largest)) for field in flow]]
     rows += [[png_address(log_colors(values, scale)) for values in stack] for stack in maps.values()]
-    # In two lines: narrow pages have no room for one.
+    # The caption has two lines because narrow pages have no room for one long line.
     captions = [[f"flow<br>{caption} {number}" for number in numbers]]
     for name, stack in maps.items():
         captions.append([f"{name}<br>mean {float(values.nanmean()):.2g} {unit}" for values in stack])
@@ -137,7 +137,7 @@ def film(
 
 
 def _symbols(count: int) -> list[str]:
-    """Symbols of a path's points: a square where it begins, a diamond where it ends."""
+    """Symbols of a path's points: a square at its beginning, a diamond at its end."""
     return ["square", *["circle"] * (count - 2), "diamond"][-count:]
 
 
@@ -151,7 +151,7 @@ def log_colors(values: Tensor, scale: tuple[float, float]) -> np.ndarray:
 
 
 def _bar(scale: tuple[float, float], unit: str) -> dict[str, Any]:
-    """A point that nobody sees, with the colour bar that images made beforehand can't bring themselves."""
+    """An invisible point that carries the colour bar, because ready-made images cannot have one in plotly."""
     low, high = (math.log10(end) for end in scale)
     decades = range(math.ceil(low), math.floor(high) + 1)
     bar = {"title": unit, "tickvals": list(decades), "ticktext": [f"{10.0**n:g}" for n in decades], "thickness": 14}

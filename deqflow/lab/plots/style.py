@@ -1,16 +1,16 @@
-"""The look that all figures share: legible on white paper, in a dark window, and by the colour-blind."""
+"""The style that all figures share. It is legible on white paper, in a dark window, and for the colour-blind."""
 
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
 
-INK = "#7b7b7b"  # of text and axes: stands out about equally from white and from a dark ground
+INK = "#7b7b7b"  # of text and axes; its contrast with a white and with a dark background is about equal
 GRID = "rgba(128, 128, 128, 0.25)"
 CLEAR = "rgba(0, 0, 0, 0)"
-# Okabe and Ito's colours without black and yellow, each of which vanishes on one of the grounds; two more at the end.
+# Okabe and Ito's colours without black and yellow, each of which vanishes on one background; two more at the end.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A0674B", "#8A7DD3")
-# Beside a plot on a narrow page, a legend would leave no room for it; below, the margin grows with its rows.
+# On a narrow page a legend beside the plot would leave no room for it; below it, the margin grows with its rows.
 LEGEND_BELOW: dict[str, Any] = {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"}
 
 

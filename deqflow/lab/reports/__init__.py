@@ -1,4 +1,4 @@
-"""Reports: notebooks run by papermill, exported as pages that need no network, with an index to start from."""
+"""Reports: notebooks run by papermill and exported as pages that need no network, with an index page."""
 
 from deqflow.lab.reports.build import build_reports, run_notebook
 from deqflow.lab.reports.differences import Difference, differences, is_time

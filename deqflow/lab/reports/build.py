@@ -1,4 +1,4 @@
-"""Run notebooks and collect what they show: executed notebook, page, numbers with provenance, index."""
+"""Run notebooks and write their reports: executed notebook, page, numbers with provenance, and the index."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from deqflow.lab.reports.index import NotebookRun, to_index
 from deqflow.lab.reports.profiles import SHORT, default_parameters, find_notebooks, parameters_of
 
 _FOUND = re.compile(r"\*\*Found here: (?P<bold>.+?)\*\*(?P<rest>.*?(?:\.(?=\s|$)|$))", re.DOTALL)
-LONGEST_SOCKET = 95  # characters of a path: systems allow 103 and more, of which the number of the port takes a few
+LONGEST_SOCKET = 95  # characters of a path: systems allow 103 or more, and the number of the port takes a few
 _KEPT = ("title", "seconds", "error", "numbers", "profile", "date")  # what a card needs of NAME.json
 
 
@@ -38,20 +38,20 @@ def build_reports(
     published: str | Path = "reports/published",
     publish: bool = False,
 ) -> list[NotebookRun]:
-    """Run each notebook and write its report; a line for each is handed to ``say``.
+    """Run each notebook and write its report; ``say`` gets a line for each.
 
-    For ``NAME.ipynb`` there will be ``NAME.ipynb`` (executed), ``NAME.html`` and ``NAME.json`` in the folder, and
-    ``index.html``, which is written again after each notebook. A notebook that fails is reported as far as it got in
-    ``NAME.failed.*``, and the last good report stays where it is.
+    For ``NAME.ipynb`` the folder gets ``NAME.ipynb`` (executed), ``NAME.html`` and ``NAME.json``, and ``index.html``
+    is written again after each notebook. A notebook that fails is reported as far as it got in ``NAME.failed.*``, and
+    its last good report stays.
 
     Args:
-        notebooks: their paths.
-        folder: where to, made if needed.
+        notebooks: paths of the notebooks.
+        folder: folder for the reports, created if needed.
         chosen: values that replace those of the parameters cells and of the profile.
-        say: takes a line of progress.
+        say: called with a line of progress.
         profile: "short", the values of the parameters cells, or the name of a file in ``profiles/`` beside them.
-        published: folder of committed results, ``NAME.json`` each; the index marks what differs from them.
-        publish: write the numbers of what passes there.
+        published: folder of committed results, ``NAME.json`` each; the index marks numbers that differ from them.
+        publish: write the numbers of notebooks that pass to ``published``.
 
     Raises:
         FileNotFoundError, ValueError: as for :func:`deqflow.lab.reports.profiles.parameters_of`.
@@ -75,13 +75,13 @@ def build_reports(
 
 
 def write_index(folder: Path, published: Path, waiting: Sequence[Path] = ()) -> None:
-    """Write the index of the reports in a folder; the notebooks that wait for their turn are named with it."""
+    """Write the index of the reports in a folder; it also names the notebooks that wait to be run."""
     to_come = [(path.stem, _title(nbformat.read(path, as_version=4), path.stem)) for path in waiting]
     write_whole(folder / "index.html", to_index(all_runs(folder), provenance(), _published(published), to_come))
 
 
 def run_notebook(path: Path, folder: Path, parameters: Mapping[str, Any], profile: str = SHORT) -> NotebookRun:
-    """Run one notebook with these parameters and write its three files; the profile is only noted."""
+    """Run one notebook with these parameters and write its three files; the profile is only recorded."""
     with tempfile.TemporaryDirectory(prefix="deqflow-") as scratch:
         executed = Path(scratch) / path.name
         started = time.monotonic()
@@ -114,7 +114,7 @@ def run_notebook(path: Path, folder: Path, parameters: Mapping[str, Any], profil
 
 
 def _page(path: Path, run: NotebookRun, facts: Mapping[str, Any]) -> Page:
-    """What the page of a notebook says about itself; its neighbours are those of the notebook's folder."""
+    """The facts on the page of a notebook; its neighbours are those in the notebook's folder."""
     paths = find_notebooks(path.parent) if path.name[0].isdigit() else [path]
     names = [each.stem for each in paths]
     before, after = None, None
@@ -149,10 +149,10 @@ def _run(facts: Mapping[str, Any], notebook: nbformat.NotebookNode) -> NotebookR
 
 
 def _kernels(folder: Path) -> Config:
-    """Talk to the kernel through Unix sockets in ``folder``, where the system has them and the path is short enough.
+    """Talk to the kernel through Unix sockets in ``folder``, if the system has them and the path is short enough.
 
     Over TCP, anyone on the machine could listen. Without a folder, the sockets would lie in the working folder, which
-    may be read-only, and where two reports at once would take each other's.
+    may be read-only, and in which two simultaneous reports would use each other's sockets.
     """
     sockets = folder / "kernel"
     if os.name != "posix" or len(str(sockets)) > LONGEST_SOCKET:
@@ -161,11 +161,11 @@ def _kernels(folder: Path) -> Config:
 
 
 def all_runs(folder: Path) -> list[NotebookRun]:
-    """What became of each notebook when it was last run, by name."""
+    """The last run of each notebook, sorted by name."""
     runs = {}
     for path in sorted(folder.glob("[0-9]*.json")):  # NAME.failed.json, where there is one, comes before NAME.json
         notebook, facts = path.with_suffix(".ipynb"), json.loads(path.read_text())
-        if notebook.exists() and facts.keys() >= {*_KEPT}:  # else it is of an older version
+        if notebook.exists() and facts.keys() >= {*_KEPT}:  # otherwise an older version wrote it
             run = _run(facts, nbformat.read(notebook, as_version=4))
             failed = runs.get(run.name)
             runs[run.name] = replace(failed, good=True) if failed else run
@@ -185,7 +185,7 @@ def _title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
 
 
 def _outputs(cells: Sequence[nbformat.NotebookNode]) -> list[dict[str, Any]]:
-    """What cells displayed, as bundles by media type."""
+    """The outputs that cells displayed, as bundles by media type."""
     return [
         output.data
         for cell in cells
@@ -203,7 +203,7 @@ def _numbers(notebook: nbformat.NotebookNode) -> dict[str, Any]:
 
 
 def _cover(notebook: nbformat.NotebookNode) -> tuple[str, Any] | None:
-    """What the cell tagged ``cover`` showed first, or else the notebook: an image if there is one, or a figure."""
+    """The first image, or else figure, of the cell tagged ``cover``, or of the whole notebook if there is none."""
     tagged = [cell for cell in notebook.cells if "cover" in cell.metadata.get("tags", [])]
     for cells in (tagged, notebook.cells):
         shown = _outputs(cells)
@@ -215,7 +215,7 @@ def _cover(notebook: nbformat.NotebookNode) -> tuple[str, Any] | None:
 
 
 def _verdict(notebook: nbformat.NotebookNode) -> str:
-    """One sentence: the finding that the notebook prints in bold as "Found here: ...", else what it is about."""
+    """One sentence: the finding that the notebook prints in bold as "Found here: ...", or else its topic."""
     found = [match for data in _outputs(notebook.cells) for match in _FOUND.finditer(data.get("text/markdown", ""))]
     if found:
         bold = [_plain(match["bold"]).rstrip(".") for match in found]
@@ -229,6 +229,6 @@ def _verdict(notebook: nbformat.NotebookNode) -> str:
 
 
 def _plain(markdown: str) -> str:
-    """Markdown without its signs, in one line."""
+    """Markdown as one line of plain text."""
     text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", markdown)
     return " ".join(re.sub(r"[*`$]", "", text).split())

@@ -1,17 +1,17 @@
-"""What a run's numbers differ in from those that are committed as published."""
+"""The differences between a run's numbers and the published ones, which are committed."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TOLERANCE = 0.05  # relative: what another processor or thread count may change
-TIMES = ("seconds", "_s", "_ms", "milliseconds")  # endings of names whose numbers are the machine's
+TOLERANCE = 0.05  # relative; another processor or thread count may change a number by as much
+TIMES = ("seconds", "_s", "_ms", "milliseconds")  # name endings of numbers that depend on the machine
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A number, what was published for it, and whether they differ beyond the tolerance."""
+    """A number, its published value, and whether they differ by more than the tolerance."""
 
     name: str
     value: Any
@@ -20,7 +20,7 @@ class Difference:
 
 
 def is_time(name: str) -> bool:
-    """Whether a number is a time, by its name: it differs from machine to machine and from run to run."""
+    """Whether a number is a time, by its name. Times differ from machine to machine and from run to run."""
     return name.endswith(TIMES)
 
 
@@ -30,9 +30,9 @@ def differences(
     """Compare the numbers of a run with the published ones, by name; times are never beyond the tolerance.
 
     Args:
-        numbers: of the run.
-        published: the numbers committed; those that the run does not have are left out.
-        tolerance: relative to the published number; words and truth values must be the same.
+        numbers: numbers of the run.
+        published: the committed numbers; those that the run does not have are left out.
+        tolerance: relative to the published number; words and truth values must be equal.
     """
     return {
         name: Difference(

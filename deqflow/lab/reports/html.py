@@ -19,11 +19,11 @@ from deqflow.lab.plots.style import TEMPLATE
 
 PLOTLY = "assets/plotly.min.js"
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
-BOOKS, SHOWN = "machinery", "show-code"  # tags of cells: fold all of it; leave its code open
+BOOKS, SHOWN = "machinery", "show-code"  # tags of cells: fold the whole cell; show its code unfolded
 
 # Display maths, inline maths, or code, in which a dollar is only a dollar.
 _MATHS = re.compile(r"```.*?```|`[^`\n]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
-# What latex2mathml does not know after \big, as the characters themselves.
+# Delimiters that latex2mathml does not know after \big, and the characters that replace them.
 _LATEX = {r"\lVert": "‖", r"\rVert": "‖", r"\Vert": "‖", r"\|": "‖", r"\lvert": "|", r"\rvert": "|"}
 _HEADING = re.compile(r'<h2 id="(?P<id>[^"]+)">(?P<text>.*?)(?:<a class="anchor-link".*?</a>)?</h2>', re.DOTALL)
 
@@ -43,14 +43,14 @@ _CELLS = """
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says about itself.
+    """The facts that a page states about itself.
 
     Attributes:
-        title: of the window.
-        error: the error message the notebook failed with, if it did.
-        facts: what NAME.json holds: notebook, profile, date, seconds, commit and so on; may be empty.
-        before, after: name and title of the notebooks before and after it; None if there is none.
-        known: names of the notebooks that have pages: links to them lead there.
+        title: title of the window.
+        error: the error message that the notebook failed with, if it did.
+        facts: the content of NAME.json: notebook, profile, date, seconds, commit and so on; may be empty.
+        before, after: name and title of the notebooks before and after this one; None if there is none.
+        known: names of the notebooks that have pages; links to these notebooks lead to their pages.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Page:
 
 
 def to_html(notebook: nbformat.NotebookNode, page: Page) -> str:
-    """Return the page of an executed notebook; it expects :data:`PLOTLY` and the index beside itself."""
+    """Return the page of an executed notebook; it expects :data:`PLOTLY` and the index in the same folder."""
     notebook = copy.deepcopy(notebook)
     formulas: list[str] = []
     number = 0
@@ -96,7 +96,7 @@ def to_html(notebook: nbformat.NotebookNode, page: Page) -> str:
 
 
 def _fold(cell: nbformat.NotebookNode) -> None:
-    """Note for the template what of a code cell is folded, and under which words."""
+    """Tell the template which parts of a code cell are folded, and under which words."""
     tags = cell.metadata.get("tags", [])
     failed = any(output.output_type == "error" for output in cell.outputs)
     lines = len(cell.source.splitlines())
@@ -114,7 +114,7 @@ def _fold(cell: nbformat.NotebookNode) -> None:
 
 
 def _is_rich(output: nbformat.NotebookNode) -> bool:
-    """Whether an output is for reading: not a stream, and not a record of numbers."""
+    """Whether an output is for readers: neither a stream nor a record of numbers."""
     data = output.get("data", {})
     return bool(data) and NUMBERS not in data and bool(data.keys() - {"text/plain"})
 
@@ -166,7 +166,7 @@ def _link(rel: str, text: str, to: tuple[str, str]) -> str:
 
 
 def _made(page: Page) -> str:
-    """When, on what and from which commit a page was made, and how to run it oneself."""
+    """When, on which machine and from which commit a page was made, and how readers run it themselves."""
     facts = page.facts
     if not facts:
         return ""
@@ -184,7 +184,7 @@ outputs</a>, <a href="{name}.json">its numbers</a>.</p></details>"""
 
 
 def code_colors() -> str:
-    """Pygments' colours of code, for a light and a dark page."""
+    """Pygments' colours for code, for a light and a dark page."""
     light, dark = (HtmlFormatter(style=name, nobackground=True) for name in ("xcode", "github-dark"))
     rules = [formatter.get_style_defs(".highlight") for formatter in (light, dark)]
     return f"{rules[0]}\n@media (prefers-color-scheme: dark) {{ {rules[1]} }}"
@@ -194,21 +194,21 @@ def plotly_call(figure: Mapping[str, Any], name: str, *, small: bool = False) ->
     """A ``div`` and the one call that draws a figure, given as plotly's json, into it.
 
     Args:
-        figure: with ``data`` and ``layout``.
-        name: of the ``div``.
-        small: as a cover: nothing to touch, no title, no legend.
+        figure: a mapping with ``data`` and ``layout``.
+        name: name of the ``div``.
+        small: draw it as a cover: not interactive, no title, no legend.
     """
     data, layout = figure.get("data", []), dict(figure.get("layout", {}))
     if small:
         layout = {key: value for key, value in layout.items() if key not in ("title", "sliders", "updatemenus")}
         layout |= {"showlegend": False, "margin": {"l": 55, "r": 10, "t": 15, "b": 45}}
     layout.setdefault("margin", {"l": 60, "r": 20, "t": 50, "b": 50})
-    height = layout.pop("height", 450)  # the page's, which gives a long legend more of it where it is narrow
+    height = layout.pop("height", 450)  # the page sets it: a narrow page gives a long legend more height
     layout |= {"template": TEMPLATE.to_plotly_json(), "autosize": True}
     title = layout.get("title", {})
     label = html.escape(re.sub("<[^>]*>", " ", title.get("text", "")) if isinstance(title, dict) else str(title))
     entries = sum(curve.get("showlegend") is not False for curve in data)
-    # Plotly's buttons can't be reached from the keyboard, so there are none; the wheel belongs to the page (page.js).
+    # Plotly's buttons can't be reached from the keyboard, so there are none; the wheel scrolls the page (page.js).
     config = _as_json({"responsive": True, "displayModeBar": False, "scrollZoom": False, "staticPlot": small})
     # "</" would end the script early.
     parts = ", ".join(_as_json(part).replace("</", "<\\/") for part in (data, layout))
@@ -224,7 +224,7 @@ def _as_json(part: object) -> str:
 
 
 def _as_still(figure: str, choices: Sequence[Mapping[str, Any]]) -> str:
-    """A panel's figure under its controls, as they were set."""
+    """A panel's figure, under its controls and their values."""
     shown = []
     if not choices:
         live = "A panel, as a still: in JupyterLab (<code>make lab</code>) it is live."
@@ -251,7 +251,7 @@ def typeset(text: str, to_body: Callable[[str], str]) -> str:
 
 
 def _set_aside(match: re.Match[str], formulas: list[str]) -> str:
-    """Replace a formula by a name that markdown leaves alone: MathML in markdown would be mangled."""
+    """Replace a formula by a name that Markdown leaves unchanged; MathML would be damaged in Markdown."""
     block, inline = match["block"], match["inline"]
     if block is None and inline is None:
         return match[0]

@@ -1,4 +1,4 @@
-"""What became of each notebook, and the page to start from: a card for each."""
+"""The result of each notebook's run, and the index page, which has a card for each notebook."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,26 +11,26 @@ from deqflow.lab.notebook import as_text
 from deqflow.lab.reports.differences import TOLERANCE, differences
 from deqflow.lab.reports.html import PLOTLY, PLOTLY_JSON, plotly_call
 
-RELOAD = 10  # seconds after which an index that is still being written loads itself again
+RELOAD = 10  # seconds after which an index reloads itself while reports are still being written
 _UNITS = {"px": "px", "ms": "ms", "s": "s", "seconds": "s", "mib": "MiB", "percent": "%"}
 
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """What became of one notebook.
+    """The result of one run of a notebook.
 
     Attributes:
-        name: of the notebook, without suffix.
+        name: name of the notebook, without suffix.
         title: its first heading.
-        seconds: it ran for.
-        error: the error message it failed with; empty if it passed.
-        numbers: what it recorded (:func:`deqflow.lab.notebook.record`).
-        profile: with which values it was run: fast, short or full.
-        date: when.
-        cover: what its cell tagged ``cover``, or else the notebook, showed first: a media type and its content, a PNG
-            in base64 or a figure as plotly's json; None if there is none.
-        verdict: one sentence on what was found, or on what it is about.
-        good: it failed, but a report of an earlier run that passed is there.
+        seconds: how long it ran.
+        error: the error message that it failed with; empty if it passed.
+        numbers: the numbers that it recorded (:func:`deqflow.lab.notebook.record`).
+        profile: the profile of its parameters: fast, short or full.
+        date: date of the run.
+        cover: the first output of its cell tagged ``cover``, or else of the notebook, as media type and content: a PNG
+            in base64 or a figure as plotly's JSON; None if there is none.
+        verdict: one sentence on the finding, or else on the topic.
+        good: whether it failed but a report of an earlier run that passed exists.
     """
 
     name: str
@@ -56,11 +56,11 @@ def to_index(
     published: Mapping[str, Mapping[str, Any]],
     waiting: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Return the page for reports that lie beside it.
+    """Return the index page for the reports in the same folder.
 
     Args:
-        runs: one for each card.
-        origin: what :func:`deqflow.evidence.provenance.provenance` says.
+        runs: the runs, one for each card.
+        origin: the value of :func:`deqflow.evidence.provenance.provenance`.
         published: for each notebook that has any, its committed results, with their ``numbers``.
         waiting: names and titles of the notebooks still to be run, the first of which is running.
     """
@@ -100,7 +100,7 @@ are not compared, nor is a run with one of another profile.</p>
 
 
 def _state(runs: Sequence[NotebookRun], waiting: Sequence[tuple[str, str]]) -> str:
-    """How far the reports are, in a sentence or two."""
+    """The progress of the reports, in a sentence or two."""
     failed = sum(bool(run.error) for run in runs)
     done = f"{failed} of {len(runs)} failed." if failed else f"All {len(runs)} passed."
     if not waiting:
@@ -113,7 +113,7 @@ def _state(runs: Sequence[NotebookRun], waiting: Sequence[tuple[str, str]]) -> s
 def _card(run: NotebookRun, published: Mapping[str, Any] | None, to_come: Mapping[str, str]) -> str:
     file = escape(run.file)
     image = _cover(run)
-    # The heading is the same link: one stop for the keyboard is enough.
+    # The heading is the same link, so the keyboard needs to stop only there.
     cover = f'<a class="cover" href="{file}.html" tabindex="-1" aria-hidden="true">{image}</a>' if image else ""
     outcome = '<span class="passed">Passed</span>'
     if run.error:
@@ -171,7 +171,7 @@ def _shown(value: float | int | str | bool) -> str:
 
 
 def _numbers(run: NotebookRun, published: Mapping[str, Any] | None) -> str:
-    """The folded table of a card; with a column of what was published, where anything was."""
+    """The folded table of a card, with a column of published numbers if there are any."""
     if not run.numbers:
         return ""
     compared = differences(run.numbers, published["numbers"] if published else {})

@@ -1,4 +1,4 @@
-"""Notebooks with the parameters of a profile: found, checked, and written as copies for a test to run."""
+"""Find notebooks, check the parameters of a profile, and write copies of notebooks with them for tests to run."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ import yaml
 
 from deqflow.data.writing import unfinished_name
 
-SHORT = "short"  # the profile of the values that stand in the parameters cells
-WAIT = "wait"  # a parameter of notebooks with a panel to watch, which waits for its end where nobody watches
-Parameters = dict[str, dict[str, Any]]  # by notebook, by parameter
+SHORT = "short"  # the profile that takes the values in the parameters cells
+WAIT = "wait"  # a parameter of notebooks with a live panel: wait for its run to end, as a report must
+Parameters = dict[str, dict[str, Any]]  # values by notebook and parameter
 
 
 def find_notebooks(folder: str | Path, only: Sequence[str] = ()) -> list[Path]:
-    """Return the numbered notebooks of a folder in order, or those of them that are named, by name or number.
+    """Return the numbered notebooks of a folder in order; with ``only``, those that it lists by name or number.
 
     Raises:
-        FileNotFoundError: there are none, or a name fits none.
+        FileNotFoundError: there are no notebooks, or a name fits none of them.
     """
     found = sorted(Path(folder).glob("[0-9]*.ipynb"))
     if not found:
@@ -36,7 +36,7 @@ def _is_called(name: str, wanted: str) -> bool:
 
 
 def default_parameters(path: Path) -> dict[str, Any]:
-    """The values in a notebook's parameters cell, by name; an expression that is not a literal as its source."""
+    """The values in a notebook's parameters cell, by name; an expression that is not a literal is given as source."""
     return {name: _value(entry["default"]) for name, entry in papermill.inspect_notebook(str(path)).items()}
 
 
@@ -85,7 +85,7 @@ def parameters_of(
 
 
 def _read_profile(folder: Path, profile: str) -> Parameters:
-    """The file of a profile, checked; nothing for the values of the parameters cells."""
+    """The checked content of a profile's file; empty for the profile that takes the parameters cells' values."""
     if profile == SHORT:
         return {}
     path = folder / "profiles" / f"{profile}.yaml"
@@ -107,11 +107,11 @@ def _read_profile(folder: Path, profile: str) -> Parameters:
 def prepare_notebooks(
     notebooks: Sequence[Path], folder: str | Path, profile: str = SHORT, chosen: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Write copies of notebooks with the parameters of a profile, not run, and return their paths.
+    """Write copies of notebooks with the parameters of a profile, without running them, and return their paths.
 
     Args:
-        notebooks: their paths.
-        folder: where to, made if needed; it must not be that of the notebooks.
+        notebooks: paths of the notebooks.
+        folder: folder for the copies, created if needed; it must not be that of the notebooks.
         profile, chosen: as for :func:`parameters_of`, whose errors this raises.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reports, README and docs as one folder of pages that needs neither an installation nor a network to be read."""
+"""Reports, README and docs as one folder of pages, which can be read without an installation or a network."""
 
 import html
 import re
@@ -21,12 +21,12 @@ _OUTSIDE = re.compile(r"[a-z]+:|//|#")
 
 @dataclass(frozen=True)
 class Site:
-    """What was built.
+    """The site that was built.
 
     Attributes:
-        folder: where.
-        pages: the HTML files, relative to it.
-        lost: "PAGE: TARGET" for each link of a text that leads nowhere; on the page it is plain text.
+        folder: folder of the site.
+        pages: the HTML files, relative to the folder.
+        lost: "PAGE: TARGET" for each link that leads nowhere; on the page it is plain text.
     """
 
     folder: Path
@@ -38,9 +38,9 @@ def build_site(root: str | Path = ".", reports: str | Path = "reports", out: str
     """Put the pages of the reports, README, docs and what they link to into a folder.
 
     Args:
-        root: of the checkout.
+        root: folder of the checkout.
         reports: folder of the reports; its ``index.html`` becomes the first page.
-        out: where to; what an earlier site left there goes.
+        out: folder of the site; the files of an earlier site there are deleted.
 
     Raises:
         FileNotFoundError: there are no reports yet.
@@ -62,7 +62,7 @@ def build_site(root: str | Path = ".", reports: str | Path = "reports", out: str
     links = _Links(root, out, places)
     for text in texts:
         write_whole(out / places[str(text)], _text_page(root, text, links, menu))
-    for path in sorted(out.glob("[0-9]*.html")):  # of a notebook, whose links count from notebooks/
+    for path in sorted(out.glob("[0-9]*.html")):  # pages of notebooks, whose links are relative to notebooks/
         page = path.read_text()
         write_whole(path, links.follow(page, PurePosixPath("notebooks") / path.name, path.name, only="../"))
     index = (reports / "index.html").read_text()
@@ -100,13 +100,13 @@ class _Links:
     lost: list[str] = field(default_factory=list)
 
     def follow(self, body: str, source: PurePosixPath, here: str, *, only: str = "") -> str:
-        """The body of a page with its links; files that it links to are copied, what leads nowhere is noted.
+        """Return the body of a page with its links turned. Linked files are copied; links that lead nowhere are noted.
 
         Args:
-            body: as HTML.
-            source: of the page, relative to the checkout: from where its links count.
-            here: its place in the site.
-            only: how the links begin that are to be turned; the others stay as they are.
+            body: the body as HTML.
+            source: the page's source relative to the checkout, to which its links are relative.
+            here: the page's place in the site.
+            only: beginning of the links to turn; the others stay as they are.
         """
 
         def turn(match: re.Match[str]) -> str:
@@ -122,7 +122,7 @@ class _Links:
         return _LINK.sub(turn, body)
 
     def _place(self, source: str) -> str | None:
-        """Where in the site a file of the checkout is, or is copied to; None if it is no file of it."""
+        """The place in the site of a file of the checkout, which is copied if needed; None if there is no such file."""
         if source in self.places:
             return self.places[source]
         if source.startswith("..") or not (self.root / source).is_file():
@@ -160,7 +160,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def main(reports: str = "reports", out: str = "site") -> None:
-    """Build the site and say what came out."""
+    """Build the site and print a summary."""
     site = build_site(reports=reports, out=out)
     for line in site.lost:
         print(f"This link leads nowhere and is left out: {line}")

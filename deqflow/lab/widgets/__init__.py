@@ -1,4 +1,4 @@
-"""Panels for notebooks: live in JupyterLab, stills in reports."""
+"""Panels for notebooks, which are live in JupyterLab and stills in reports."""
 
 from deqflow.lab.widgets.base import Background, CaptionedImage, Choice, StillPanel
 from deqflow.lab.widgets.evaluations import EvaluationPanel

@@ -1,4 +1,4 @@
-"""What panels have in common: live in JupyterLab, a still in a report, long work on a thread of its own."""
+"""The common parts of panels, which are live in JupyterLab, stills in reports, and work on their own threads."""
 
 import base64
 import threading
@@ -15,11 +15,11 @@ from deqflow.lab.notebook import CHOICES
 
 
 class Background:
-    """Work on a thread of its own, which can be asked to stop. What it raises is kept, and raised by :meth:`join`.
+    """Work on a thread of its own, which can be asked to stop. Its error is kept, and raised by :meth:`join`.
 
     Args:
-        work: takes an event and returns soon after it is set.
-        on_end: called on the thread at the end, with what ``work`` raised or None.
+        work: a function that takes an event and returns soon after it is set.
+        on_end: called on the thread at the end, with the error that ``work`` raised or None.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Background:
         return self._thread.is_alive()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the end, for at most ``timeout`` seconds; return whether it came. Raises nothing of the work's."""
+        """Wait up to ``timeout`` seconds for the end, and return whether it came. The work's error is not raised."""
         if self._thread.ident is not None:  # started
             self._thread.join(timeout)
         return not self.running
@@ -59,7 +59,7 @@ class Background:
     def _run(self) -> None:
         try:
             self._work(self._stop)
-        except Exception as error:  # whatever it is: it is raised again where somebody asks
+        except Exception as error:  # any error: join raises it again
             self.error = error
         if self._on_end is not None:
             self._on_end(self.error)
@@ -70,9 +70,9 @@ class Choice:
     """A control as a page without widgets shows it.
 
     Attributes:
-        group: heading that it stands under.
-        label: what it sets, with its unit.
-        value: what it is set to.
+        group: heading of its group.
+        label: name of what it sets, with the unit.
+        value: its present value.
         help: one sentence on what it does.
     """
 
@@ -115,14 +115,14 @@ class CaptionedImage(widgets.VBox):
 class StillPanel(widgets.VBox):
     """A panel: live where widgets are drawn; where they are not, as in a report, a figure with its controls as text.
 
-    A subclass builds its widgets complete before it hands them over, and says in :meth:`still` what stands for
+    A subclass builds its widgets completely before it hands them over, and returns from :meth:`still` what replaces
     the panel on paper.
 
     Args:
         children: the widgets, from top to bottom.
 
     Attributes:
-        message: a line of text, for :meth:`say` and :meth:`complain`; to be placed among the children.
+        message: a line of text for :meth:`say` and :meth:`complain`, which a subclass places among the children.
     """
 
     def __init__(self, children: Sequence[widgets.Widget] = ()) -> None:
@@ -130,19 +130,19 @@ class StillPanel(widgets.VBox):
         super().__init__(list(children))
 
     def still(self) -> go.Figure | bytes:
-        """Return what stands for the panel on paper: a plotly figure, or the bytes of a PNG file.
+        """Return what replaces the panel on paper: a plotly figure, or the bytes of a PNG file.
 
         Raises:
-            NotImplementedError: the subclass does not say.
+            NotImplementedError: the subclass has no still.
         """
         raise NotImplementedError(f"{type(self).__name__} should return a plotly figure or a PNG file from still().")
 
     def choices(self) -> Sequence[Choice]:
-        """Return what can be chosen, for a page to show above the still."""
+        """Return the controls and their values, which a page shows above the still."""
         return ()
 
     def say(self, text: str) -> None:
-        """Show a sentence."""
+        """Show a line of text."""
         self.message.value = f'<span role="status">{escape(text)}</span>'
 
     def complain(self, text: str) -> None:

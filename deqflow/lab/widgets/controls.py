@@ -46,11 +46,11 @@ LABELS = {
 
 
 class Controls(widgets.VBox):
-    """The choices of a run in three groups, and two images of one's own.
+    """The choices of a run in three groups, and fields to upload two images.
 
     Args:
         pairs, models: names to choose from.
-        settings: what is chosen at first; a width that is not among the steps is added to them.
+        settings: the first choices; a width that is not offered yet is added.
     """
 
     def __init__(self, pairs: Sequence[str], models: Sequence[str], settings: RunSettings) -> None:
@@ -66,7 +66,7 @@ class Controls(widgets.VBox):
         self.damping = widgets.FloatSlider(min=0.05, max=1, step=0.05, readout_format=".2f", **lazy)
         self.history = widgets.IntSlider(min=1, max=12, **lazy)
         self.stretch = widgets.FloatSlider(min=1, max=4, step=0.1, readout_format=".1f", **lazy)
-        # Numbers to type: what a field shows is what the solve gets.
+        # Numbers are typed, so a field shows exactly the value that the solve gets.
         self.tolerance = widgets.BoundedFloatText(min=0, max=100, step=0.005, **lazy)
         self.max_evals = widgets.BoundedIntText(min=1, max=10_000, **lazy)
         self.first = widgets.FileUpload(accept="image/*", description="First image", layout=_WIDE)
@@ -83,7 +83,7 @@ class Controls(widgets.VBox):
 
     @property
     def settings(self) -> RunSettings:
-        """What is chosen."""
+        """The present choices."""
         width = str(self.width.value)
         return RunSettings(
             pair=str(self.pair.value),
@@ -101,7 +101,7 @@ class Controls(widgets.VBox):
         )
 
     def set(self, settings: RunSettings) -> None:
-        """Choose all of these at once: functions of :meth:`on_change` are called once, if anything is another."""
+        """Set all choices at once; functions of :meth:`on_change` are called once, if any choice changed."""
         before = self.settings if self.pair.value else None
         self._quiet = True
         for name in LABELS:
@@ -114,29 +114,29 @@ class Controls(widgets.VBox):
             self._call()
 
     def _call(self) -> None:
-        """What :meth:`on_change` put in place of this."""
+        """Do nothing; :meth:`on_change` replaces this function."""
 
     def on_change(self, call: Callable[[], None]) -> None:
-        """Call this after each change of a choice; uploads have :meth:`on_upload`."""
+        """Have ``call`` called after each change of a choice; for uploads see :meth:`on_upload`."""
         self._call = call
         for name in LABELS:
             getattr(self, name).observe(lambda _: None if self._quiet else call(), "value")
 
     def on_upload(self, call: Callable[[], None]) -> None:
-        """Call this once both images are there, and whenever one of them is replaced."""
+        """Have ``call`` called once both images are uploaded, and whenever one of them is replaced."""
         for upload in (self.first, self.second):
             upload.observe(lambda _: call() if self.first.value and self.second.value else None, "value")
 
     def choices(self) -> list[Choice]:
-        """What is chosen, for a page without widgets."""
+        """The present choices, for a page without widgets."""
         chosen = {name: str(getattr(self, name).value) for name in LABELS}
         return [Choice(group, LABELS[n][0], chosen[n], LABELS[n][1]) for group, names in GROUPS.items() for n in names]
 
     def uploaded(self) -> FlowSample:
-        """The two images of one's own.
+        """The two uploaded images.
 
         Raises:
-            ValueError: one is missing, is not an image, or they differ in size.
+            ValueError: one is missing or is not an image, or they differ in size.
         """
         if not (self.first.value and self.second.value):
             raise ValueError("Choose two images of one size first, by the buttons First image and Second image.")
@@ -152,16 +152,16 @@ class Controls(widgets.VBox):
                 raise ValueError(str(error).replace(f"{folder}/", "The image ")) from error
 
     def _offer(self, _: object = None) -> None:
-        """Offer what the chosen solver has a use for."""
+        """Offer only the settings that the chosen solver uses."""
         self.damping.disabled = self.solver.value not in DAMPED
         self.history.disabled = self.solver.value not in WITH_HISTORY
 
 
 def experiments(settings: RunSettings, recurrent: str | None) -> dict[str, RunSettings]:
-    """Settings that show something, by the words on their buttons.
+    """Instructive settings, by the words on their buttons.
 
     Args:
-        settings: what they change.
+        settings: the settings that each of them changes.
         recurrent: name of a recurrent model, if there is one.
     """
     usual = replace(settings, solver="Picard", damping=1.0, start="zero", stretch=1.0, precision="float32")

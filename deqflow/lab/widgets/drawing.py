@@ -1,4 +1,4 @@
-"""What the playground shows: runs as images, curves, rows of a table, and the still of a few of them."""
+"""The drawings of the playground: runs as images, curves and rows of a table, and a still of several runs."""
 
 import io
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from deqflow.lab.plots.style import COLORS, INK, TEMPLATE
 from deqflow.lab.widgets.runs import SolverRun
 
 HOVER = "%{y:.3g} px after %{x} evaluations"
-STILL_WIDTH = 240  # columns of a still's maps, at most: pages stay light
+STILL_WIDTH = 240  # largest width of a still's maps in pixels, to keep pages small
 
 
 def image_rgb(image: Tensor) -> np.ndarray:
@@ -41,7 +41,7 @@ def scales(run: SolverRun) -> tuple[float, float]:
 
 
 def runs_table(runs: Sequence[tuple[str, SolverRun]]) -> str:
-    """Runs as an HTML table, each with a word on what it is."""
+    """Runs as an HTML table; each comes with a word that says which run it is."""
     rows = [{"": word} | run.row() for word, run in runs]
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
@@ -67,7 +67,7 @@ def residuals(runs: Sequence[tuple[SolverRun, str, str]]) -> bytes:
 
 
 def plain_axes(axes: Axes, title: str, x: str, y: str) -> Axes:
-    """Axes in the common look: no box, a faint grid, ink that shows on light and on dark ground."""
+    """Axes in the common style: no box, a faint grid, ink that is visible on light and dark backgrounds."""
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlabel(x, fontsize=9, color=INK)
     axes.set_ylabel(y, fontsize=9, color=INK)
@@ -80,7 +80,7 @@ def plain_axes(axes: Axes, title: str, x: str, y: str) -> Axes:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file, on clear ground."""
+    """A figure as the bytes of a PNG file with a transparent background."""
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=130, facecolor="none")
         return file.getvalue()
@@ -100,7 +100,7 @@ def curve(run: SolverRun, name: str, color: str) -> dict:
 
 
 def still(runs: Sequence[SolverRun]) -> go.Figure:
-    """Runs one below the other, flow and error map, and beneath them the residuals in one diagram."""
+    """The flow and error map of each run, one run below the other, and under them all residuals in one diagram."""
     count = len(runs)
     specs = [*[[{}, {}] for _ in runs], [{"colspan": 2}, None]]
     heights = [*[1.0] * count, 1.4]
@@ -127,7 +127,7 @@ def still(runs: Sequence[SolverRun]) -> go.Figure:
 
 
 def _maps(figure: go.Figure, run: SolverRun, row: int, largest: float) -> None:
-    """Draw a run's flow and error into a row, under a line that says what it came to."""
+    """Draw a run's flow and error into a row, under a line with its results."""
     step = -(-run.flow.shape[-1] // STILL_WIDTH)
     source = png_address(flow_to_rgb(run.flow[:, ::step, ::step], largest=largest))
     figure.add_image(source=source, hoverinfo="skip", row=row, col=1)

@@ -1,4 +1,4 @@
-"""A solve under a slider: after each evaluation the flow, its error and its residual, together."""
+"""A solve with a slider that shows the flow, its error and its residual after each evaluation."""
 
 from collections.abc import Sequence
 
@@ -34,15 +34,15 @@ class EvaluationPanel(StillPanel):
     In a report its still has the same slider.
 
     Args:
-        pair: two images; where their true flow is not known, there is no error map.
-        model: whose fixed point is looked for, in evaluation mode.
+        pair: two images; if their true flow is known nowhere, there is no error map.
+        model: the model whose fixed point is solved for, in evaluation mode.
         rule: the solver.
-        numbers: of the evaluations to look at.
-        width: larger images are reduced to it, in pixels; None leaves them as they are.
+        numbers: numbers of the evaluations to show.
+        width: width in pixels to which wider images are reduced; None leaves them as they are.
 
     Attributes:
         flow: (T, 2, H, W) in pixels, after each of ``numbers``.
-        residual: how far that evaluation moved the flow, (T, H, W) in pixels.
+        residual: movement of the flow in that evaluation, (T, H, W) in pixels.
         error: end-point error, (T, H, W) in pixels, NaN where the truth is not known; None if it is known nowhere.
     """
 
@@ -99,11 +99,11 @@ class EvaluationPanel(StillPanel):
         return plots.film(self.numbers, self.flow, maps, largest=self._largest, scale=SCALE, first=place)
 
     def choices(self) -> list[Choice]:
-        """Where the slider stands."""
+        """The position of the slider."""
         return [Choice("Move the slider below", "evaluations of f", str(self.numbers[int(self.slider.value)]), HELP)]
 
     def _solve(self, model: FlowEstimator, rule: Rule) -> None:
-        """Solve, and keep what is shown of each evaluation."""
+        """Solve, and keep the maps to show for each evaluation."""
         like = next(model.parameters())
         images = [image[None].to(like) for image in (self.pair.image1, self.pair.image2)]
         recording = Recording(self.numbers)
@@ -113,7 +113,7 @@ class EvaluationPanel(StillPanel):
             problem.solve(rule=rule, stop=stop, on_eval=recording)
             self.flow = torch.cat([problem.flow(z) for z in recording.states]).float().cpu()
             self.residual = problem.movement(recording.movements[:, 0]).float().cpu()
-        self.numbers = recording.numbers  # a solve that reached its fixed point exactly made fewer
+        self.numbers = recording.numbers  # fewer if the solve reached its fixed point exactly
         error = endpoint_error(self.flow, self.pair.flow.expand_as(self.flow)).where(self.pair.valid, torch.nan)
         self.error = error if bool(error.isfinite().any()) else None
         self._maps = {"flow": self.flow, "residual": self.residual}

@@ -23,21 +23,21 @@ from deqflow.model.estimator import FlowEstimator
 EARLIER = 3  # earlier runs whose curves stay on screen
 PINS = 6
 SOON = 0.3  # seconds after which a run shows its progress
-FAINT = "#b4b4b4"  # of earlier runs
+FAINT = "#b4b4b4"  # colour of earlier runs
 BUSY = "⏳ "
 
 
 class SolverPlayground(StillPanel):
-    """A live panel: every change runs the solver again, in the background, and shows what came out.
+    """A live panel: every change runs the solver again, in the background, and shows the result.
 
     Args:
-        pairs: by name; the user may add two images.
-        models: by name, equilibrium or recurrent.
-        settings: of the first run; the first pair and model if not given.
-        pinned: runs to make and pin at once, in place of a first run: what the panel's still shows.
+        pairs: pairs of images by name; the user may upload another one.
+        models: equilibrium or recurrent models by name.
+        settings: settings of the first run; the first pair and model if not given.
+        pinned: settings of runs to make and pin at once instead of a first run; the panel's still shows them.
 
     Attributes:
-        run: what is on screen.
+        run: the run on screen.
         pins: the pinned runs.
 
     Raises:
@@ -59,8 +59,8 @@ class SolverPlayground(StillPanel):
         self.earlier: list[SolverRun] = []
         self._scales: dict[tuple[str, int | None], tuple[float, float]] = {}
         self._work = Background(lambda stop: None)
-        self._lock = threading.RLock()  # what is on screen changes from one thread at a time
-        self._number = 0  # of the newest run asked for: what an older one has to say is not shown
+        self._lock = threading.RLock()  # only one thread at a time changes what is on screen
+        self._number = 0  # number of the newest run; results of older runs are not shown
         self.controls = Controls(list(pairs), list(models), chosen)
         recurrent = next((name for name, model in models.items() if model.recurrent), None)
         self.experiments = experiments(chosen, recurrent)
@@ -69,7 +69,7 @@ class SolverPlayground(StillPanel):
         self.controls.on_upload(self._take_uploads)
 
     def start(self) -> None:
-        """Run with the present choices, in the background; a run in progress gives way."""
+        """Run with the present choices, in the background; a run in progress is stopped."""
         before = self._work
         before.stop()
         self._number += 1
@@ -87,7 +87,7 @@ class SolverPlayground(StillPanel):
         self._work.join()
 
     def pin(self) -> None:
-        """Keep the run on screen, to compare with later ones."""
+        """Pin the run on screen, to compare it with later ones."""
         if len(self.pins) == PINS:
             self.complain(f"There is room for {PINS} pinned runs: clear them first.")
             return
@@ -95,7 +95,7 @@ class SolverPlayground(StillPanel):
         self._show()
 
     def clear_pins(self) -> None:
-        """Let go of the pinned runs."""
+        """Remove the pinned runs."""
         self.pins.clear()
         self._show()
 
@@ -104,15 +104,15 @@ class SolverPlayground(StillPanel):
         return drawing.still(self.pins[:3] or [self.run])
 
     def choices(self) -> list[Choice]:
-        """What the controls are set to."""
+        """The controls and their values."""
         return self.controls.choices()
 
     def try_experiment(self, name: str) -> None:
-        """Set what one of :attr:`experiments` has, which runs it; the run on screen is kept as an earlier one."""
+        """Choose the settings of one of :attr:`experiments` and run it; the run on screen becomes an earlier one."""
         self.controls.set(self.experiments[name])
 
     def _build(self) -> None:
-        """Make the widgets, complete with the first run."""
+        """Make the widgets, which already show the first run."""
         actions = {
             "Run again": ("play", self.start, "Solve once more with the same settings"),
             "Stop": ("stop", self.stop, "End the solve after its present evaluation"),
@@ -181,20 +181,20 @@ class SolverPlayground(StillPanel):
             self.complain(str(error) if isinstance(error, ValueError | TypeError) else f"The run failed: {error!r}.")
 
     def _take_uploads(self) -> None:
-        """Go over to the uploaded images."""
+        """Switch to the uploaded images."""
         self.bench.pairs.pop(OWN, None)
         self._scales = {key: value for key, value in self._scales.items() if key[0] != OWN}
         if self.controls.pair.value == OWN:
             self.start()
         else:
-            self.controls.pair.value = OWN  # which starts a run
+            self.controls.pair.value = OWN  # this change starts a run
 
     def _progress(self, value: int, most: int, text: str) -> None:
         self.progress.max, self.progress.value, self.progress.bar_style = most, value, "info"
         self.say(BUSY + text)
 
     def _show(self) -> None:
-        """Show the run, the earlier and the pinned ones."""
+        """Show the run on screen, the earlier runs and the pinned ones."""
         with self._lock:
             self._show_all(self.run)
 
@@ -216,7 +216,7 @@ class SolverPlayground(StillPanel):
         )
 
     def _curves(self) -> list[tuple[SolverRun, str, str]]:
-        """The curves to draw, the run on screen last and so on top."""
+        """The curves to draw; that of the run on screen is the last, so that it is on top."""
         earlier = [(run, f"earlier: {run.settings.label}", FAINT) for run in self.earlier]
         pins = [
             (run, f"pin {i}: {run.settings.label}", color)
@@ -225,7 +225,7 @@ class SolverPlayground(StillPanel):
         return [*earlier, *pins, (self.run, self.run.settings.label, INK)]
 
     def _scale(self, run: SolverRun) -> tuple[float, float]:
-        """One scale for all runs on a pair, so that their colours compare: that of the first of them."""
+        """The scale of the first run on a pair, which all runs on it share, so that their colours can be compared."""
         return self._scales.setdefault((run.settings.pair, run.settings.width), drawing.scales(run))
 
     def _show_images(self, run: SolverRun) -> None:
@@ -244,7 +244,7 @@ class SolverPlayground(StillPanel):
         self.images["error"].show(error, caption)
 
     def _pinned(self, number: int, run: SolverRun) -> CaptionedImage:
-        """The flow of a pinned run, and what it came to."""
+        """The flow of a pinned run, and its results."""
         pinned = CaptionedImage("184px")
         error = "" if run.epe_px is None else f"; error {run.epe_px:.2f} px"
         caption = f"pin {number}: {run.settings.label}, {run.evaluations} evaluations{error}"

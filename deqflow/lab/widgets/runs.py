@@ -1,4 +1,4 @@
-"""What the playground does when a choice changes, apart from any widget: settings in, a run out."""
+"""The computations of the playground, without any widgets: they turn settings into a run."""
 
 import copy
 import threading
@@ -25,20 +25,21 @@ from deqflow.solvers import Evaluation, FixedPointMap, OutsideSolver, Rule, Stat
 
 @dataclass(frozen=True)
 class SolverRun:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         settings: its choices.
-        pair: the pair it was made on, at the size it was made.
+        pair: its pair, at the size at which it was solved.
         flow: (2, H, W) in pixels.
         error: end-point error, (H, W) in pixels, NaN where the truth is not known; None if it is known nowhere.
         trace: residual after each evaluation, in pixels.
         outcome: how the solve ended, in words.
-        milliseconds: of the solve, encoders and upsampling apart.
-        solver_bytes: most that the solver held between two evaluations; None for SciPy's, which do not say.
-        training_bytes: what autograd would keep if the run were a training step: of an equilibrium model (one-step
-            gradient) the encoders and one evaluation, of a recurrent one all evaluations.
-        state: where it ended, (1, ...).
+        milliseconds: time of the solve, without encoders and upsampling.
+        solver_bytes: most memory that the solver held between two evaluations; None for SciPy's solvers, which do not
+            report it.
+        training_bytes: memory that autograd would keep if the run were a training step: for an equilibrium model
+            (one-step gradient) that of the encoders and one evaluation, for a recurrent one that of all evaluations.
+        state: the final state, (1, ...).
     """
 
     settings: RunSettings
@@ -54,7 +55,7 @@ class SolverRun:
 
     @property
     def evaluations(self) -> int:
-        """How often f was called."""
+        """The number of evaluations of f."""
         return len(self.trace)
 
     @property
@@ -80,7 +81,7 @@ class SolverRun:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A map to solve, and what autograd would keep of it: with one evaluation, and for each further one."""
+    """A map to solve, and the bytes that autograd would keep: with one evaluation, and for each further one."""
 
     pair: FlowSample
     model: FlowEstimator
@@ -92,14 +93,14 @@ class _Problem:
 
 
 class SolverBench:
-    """Pairs and models to run solvers on; keeps the last problem, so that a new choice of solver answers soon.
+    """Pairs and models to run solvers on. It keeps the last problem, so that another solver gives a result quickly.
 
     Args:
-        pairs: by name, each of a size of its own.
-        models: by name, in evaluation mode or not; they are not changed.
+        pairs: pairs by name; their sizes may differ.
+        models: models by name, in evaluation mode or not; they are not changed.
 
     Raises:
-        ValueError: no pair or no model.
+        ValueError: there is no pair or no model.
     """
 
     def __init__(self, pairs: Mapping[str, FlowSample], models: Mapping[str, FlowEstimator]) -> None:
@@ -109,7 +110,7 @@ class SolverBench:
         self._last: tuple[tuple[str | int | None, ...], _Problem] | None = None
 
     def add_pair(self, name: str, pair: FlowSample) -> None:
-        """Add a pair, or put it in place of another of that name."""
+        """Add a pair; it replaces another one of the same name."""
         self.pairs[name] = pair
         self._last = None
 
@@ -126,8 +127,8 @@ class SolverBench:
         Args:
             settings: the choices.
             previous: the run whose solution "previous solution" starts from.
-            stop: once set, the run ends after the evaluation in progress, with what it has.
-            on_eval: told the number and the residual in pixels of each evaluation.
+            stop: once it is set, the run ends after the evaluation in progress, with the result so far.
+            on_eval: called with the number and the residual in pixels of each evaluation.
 
         Raises:
             ValueError: a pair or model is not known, the images are too small, or there is no such start.
@@ -141,13 +142,13 @@ class SolverBench:
             weighed = None if isinstance(rule, OutsideSolver) else WeighedRule(rule)
 
             def follow(evaluation: Evaluation) -> bool:
-                """Hand the residual on; the solve ends where this returns True."""
+                """Hand the residual on; the solve ends when this returns True."""
                 if on_eval is not None:
                     on_eval(evaluation.number, float(evaluation.residual[0]))
                 return stop is not None and stop.is_set()
 
             def stretched(z: Tensor) -> Tensor:
-                """Return where a longer step towards f(z) ends: the fixed points are those of f."""
+                """Return the end of a longer step towards f(z); this map has the fixed points of f."""
                 return torch.lerp(z, problem.f(z), settings.stretch)
 
             synchronize(z0)
@@ -191,7 +192,7 @@ class WeighedRule:
 
     @property
     def reports_best(self) -> bool:
-        """The rule's own."""
+        """Whether the rule itself reports its best state."""
         return self.rule.reports_best
 
     def init(self, z0: Tensor) -> Any:
@@ -209,9 +210,9 @@ class WeighedRule:
 
 
 def reduced(pair: FlowSample, width: int | None) -> FlowSample:
-    """The pair at ``width`` pixels, its flow scaled along; as it is if it is no wider, or for None.
+    """The pair reduced to ``width`` pixels, with its flow scaled along; unchanged if it is no wider, or for None.
 
-    The truth is sampled, not averaged: at the edge of an object an average is nobody's motion.
+    The truth is sampled, not averaged: at the edge of an object the average is the motion of neither side.
     """
     old_height, old_width = pair.image1.shape[-2:]
     if width is None or old_width <= width:
@@ -225,7 +226,7 @@ def reduced(pair: FlowSample, width: int | None) -> FlowSample:
 
 
 def size_text(count: float) -> str:
-    """Bytes for reading: "1.2 MiB"."""
+    """A number of bytes as readable text, such as "1.2 MiB"."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.3g} {unit}"
@@ -234,7 +235,7 @@ def size_text(count: float) -> str:
 
 
 def synchronize(tensor: Tensor) -> None:
-    """Wait for the tensor's GPU, if it is on one, so that a clock shows what was done."""
+    """Wait for the tensor's GPU, if it is on one, so that a clock measures finished work."""
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
 
@@ -253,9 +254,9 @@ def _precision(settings: RunSettings, model: FlowEstimator) -> AbstractContextMa
 
 
 def _prepare(pair: FlowSample, model: FlowEstimator, precision: str) -> _Problem:
-    """Encode a pair, and measure what autograd would keep for backward."""
+    """Encode a pair, and measure how much autograd would keep for the backward pass."""
     dtype = torch.float64 if precision == "float64" else torch.float32
-    model = copy.deepcopy(model).to(dtype).eval()  # a bench changes nobody's model
+    model = copy.deepcopy(model).to(dtype).eval()  # the caller's model stays unchanged
     like = next(model.parameters())
     images = [image[None].to(like) for image in (pair.image1, pair.image2)]
     check_images(*images)
@@ -265,7 +266,7 @@ def _prepare(pair: FlowSample, model: FlowEstimator, precision: str) -> _Problem
         first_bytes = kept.bytes
         second = f(first.detach())
         further_bytes = kept.bytes - first_bytes
-    del problem, f, first, second  # and with them what autograd keeps
+    del problem, f, first, second  # this also frees what autograd keeps
     problem = model.problem(*(model.encode(image) for image in images))
     return _Problem(pair, model, problem.f, problem.z0, problem.padding, first_bytes, further_bytes)
 

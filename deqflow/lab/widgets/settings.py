@@ -16,8 +16,8 @@ RULES: dict[str, Callable[[float, int], Rule]] = {
     "SciPy krylov": lambda damping, history: scipy_solver("krylov"),
     "SciPy anderson": lambda damping, history: scipy_solver("anderson"),
 }
-DAMPED = ("Picard", "Anderson", "Broyden")  # which of them have a damping
-WITH_HISTORY = ("Anderson", "Broyden")  # and which a history
+DAMPED = ("Picard", "Anderson", "Broyden")  # the solvers that have a damping
+WITH_HISTORY = ("Anderson", "Broyden")  # the solvers that have a history
 STARTS = ("zero", "random", "previous solution", "true flow")
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -27,23 +27,23 @@ class RunSettings:
     """The choices of a run.
 
     Attributes:
-        pair, model: names of those that the bench has.
+        pair, model: names of a pair and a model of the bench.
         solver: one of :data:`RULES`.
-        damping: of the solver's steps, in (0, 1]; Anderson's mixing. SciPy's solvers take none.
-        history: how many earlier steps Anderson and Broyden look at.
-        stretch: of each step: the map solved is z + stretch (f(z) - z), which has the fixed points of f. A map that is
-            stretched enough makes plain iteration diverge.
+        damping: damping of the solver's steps, in (0, 1]; Anderson's mixing. SciPy's solvers take none.
+        history: number of earlier steps that Anderson and Broyden use.
+        stretch: factor of each step: the solved map is z + stretch (f(z) - z), which has the fixed points of f. A large
+            factor makes plain iteration diverge.
         tolerance: RMS movement of the flow by f, in full-size pixels, below which the solve is done.
         max_evals: budget in evaluations.
         start: one of :data:`STARTS`. "zero" is zero flow and the model's own hidden state, "random" a flow of 8 px
             RMS and a random hidden state, "true flow" the truth and the model's own hidden state; "previous
-            solution" goes on from where the last run ended, be it on this pair or on the frame before.
+            solution" continues from the final state of the last run, on this pair or on the frame before.
         precision: float32, float64, or bfloat16 (encoders and update operator; the state stays float32).
-        width: images wider than this are reduced to it, in pixels; None leaves them as they are.
-        seed: of the random start.
+        width: width in pixels to which wider images are reduced; None leaves them as they are.
+        seed: seed of the random start.
 
     Raises:
-        ValueError: a name is not known, or a number out of its range.
+        ValueError: a name is not known, or a number is out of its range.
     """
 
     pair: str
@@ -81,7 +81,7 @@ class RunSettings:
 
     @property
     def label(self) -> str:
-        """The run in a few words: the solver, and what is not as usual."""
+        """The run in a few words: the solver, and the settings that are not the defaults."""
         words = [self.solver]
         if self.solver in DAMPED and self.damping != 1:
             words.append(f"damping {self.damping:g}")
@@ -96,7 +96,7 @@ class RunSettings:
         return ", ".join(words)
 
     def as_python(self) -> str:
-        """The call that makes these settings; what is as usual is left out."""
+        """The call that makes these settings; defaults are left out."""
         named = {each.name: getattr(self, each.name) for each in fields(self)}
         usual = {each.name: each.default for each in fields(self)}
         chosen = [f"{name}={value!r}" for name, value in named.items() if value != usual[name]]

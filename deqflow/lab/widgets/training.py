@@ -1,4 +1,4 @@
-"""A training run to watch: its loss, error, residual and evaluations, a preview of the flow, Stop and Go on."""
+"""A live view of a training run: loss, error, residual, evaluations, a preview of the flow, Stop and Go on."""
 
 import threading
 
@@ -20,18 +20,17 @@ from deqflow.training.objective import set_training
 
 
 class TrainingPanel(StillPanel):
-    """Trains on a thread of its own and shows how it goes; ``Stop`` keeps the state, ``Go on`` goes on from there.
+    """Trains on a thread of its own and shows the progress; ``Stop`` saves the state, ``Go on`` continues from there.
 
-    A report, where nobody looks on, should ask the panel to wait for the end of the run: its still shows what there is
-    when it is displayed.
+    The still shows the run as it is when the panel is displayed, so a report should set ``wait``.
 
     Args:
-        trainer: of the run, begun or not.
-        preview: pair whose flow is shown; the first that is held out if not given.
+        trainer: trainer of the run, which may have begun.
+        preview: pair whose flow is shown; the first held-out pair if not given.
         wait: return at the end of the run instead of at once.
 
     Attributes:
-        entries: what was logged since the panel was made.
+        entries: the log entries since the panel was made.
 
     Raises:
         FloatingPointError, and whatever else training raises; without ``wait``, :meth:`join` raises it.
@@ -60,14 +59,14 @@ class TrainingPanel(StillPanel):
             self.join()
 
     def start(self) -> None:
-        """Begin, or go on from where the run was stopped; nothing if it is under way."""
+        """Begin the run, or continue it where it was stopped; do nothing if it is running."""
         if not self._work.running:
             self.stop_button.disabled, self.go_on_button.disabled = False, True
             self.say(f"Training on {self.trainer.processes.description} ...")
             self._work = Background(self._train, on_end=self._ended).start()
 
     def stop(self) -> None:
-        """Stop after the present step and keep the state; returns at once."""
+        """Ask the run to stop after the present step and to save its state; returns at once."""
         self._work.stop()
 
     def join(self) -> FlowEstimator:
@@ -153,5 +152,5 @@ class TrainingPanel(StillPanel):
         with torch.no_grad():
             output = estimator(*(image[None].to(device) for image in (self.preview.image1, self.preview.image2)))
         if training:
-            set_training(estimator, self.trainer.config)  # what is frozen stays frozen
+            set_training(estimator, self.trainer.config)  # frozen parts stay frozen
         return output.flow[0].cpu()
