@@ -114,6 +114,7 @@ def test_results_of_another_experiment_are_refused(finished):
     assert finished.read_bytes() == before
 
 
+@pytest.mark.filterwarnings("ignore:The backward solve of Implicit has not converged")  # 20 evaluations are its budget
 def test_every_gradient_trains(tmp_path):
     results = run_experiment("gradients", replace(short("gradients"), seeds=(0,)), tmp_path / "results.json")
     assert set(curves(results, "error_px")) == set(EXPERIMENTS["gradients"].variants)
