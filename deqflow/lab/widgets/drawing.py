@@ -113,8 +113,8 @@ def still(runs: Sequence[SolverRun]) -> go.Figure:
         _maps(figure, run, row, largest)
         figure.add_scatter(**curve(run, run.settings.label, color), row=count + 1, col=1)
     figure.update_xaxes(title_text="evaluations of f", row=count + 1, col=1)
-    look = {"title_standoff": 2, "tickfont_size": 10}  # narrow labels leave room for the plot on a narrow page
-    figure.update_yaxes(title_text="residual (px)", type="log", tickformat="~g", row=count + 1, col=1, **look)
+    narrow = {"title": {"text": "residual (px)", "standoff": 2}, "tickfont": {"size": 10}}  # for narrow pages
+    figure.update_yaxes({**narrow, "type": "log", "tickformat": "~g"}, row=count + 1, col=1)
     bar = {"title": {"text": "px"}, "len": 0.25, "y": 1, "yanchor": "top", "thickness": 8, "tickfont": {"size": 10}}
     title = f"Solver runs: flow (full colour: {largest:.3g} px),<br>error, and residual against evaluations"
     return figure.update_layout(
