@@ -8,8 +8,12 @@ from training_runs import SCENES, fixed_batch
 
 import deqflow
 from deqflow.__main__ import main
+from deqflow.commands.equilibrate import Equilibrate
 from deqflow.data.datasets import FlowSample
-from deqflow.data.synthetic import SyntheticPairs
+from deqflow.data.synthetic import SyntheticPairs, SyntheticVideo
+from deqflow.evidence.equilibration import compare_convergence
+from deqflow.evidence.results import load_results
+from deqflow.evidence.video_reuse import VideoSample
 from deqflow.model.attraction import MeanSmoothing
 from deqflow.solvers import Stop
 from deqflow.training import as_equilibrium, equilibrate, measure_convergence
@@ -112,6 +116,7 @@ def test_the_command_writes_a_model_and_a_report(tmp_path, monkeypatch, capsys):
     assert "procedural, held out, before: error" in said
     assert "procedural, held out, after: error" in said
     assert deqflow.load(out).origin == "raft-small-twin, equilibrated"
+    assert "warm starts" not in said
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,12 @@ def test_the_command_writes_a_model_and_a_report(tmp_path, monkeypatch, capsys):
         (["deqflow-small", "--out", "a.safetensors"], "expects a recurrent model"),
         (["raft-small-twin", "--out", "a.safetensors", "--data", "nowhere"], "nowhere is not a folder"),
         (["nothing", "--out", "a.safetensors"], "nothing"),
+        (["raft-small-twin", "--out", "a.safetensors", "--results", "a.csv"], "--results expects a name that ends in"),
+        (["raft-small-twin", "--out", "a.safetensors", "--stage", "chairs"], "--stage chairs expects --data"),
+        (
+            ["raft-small-twin", "--out", "a.safetensors", "--stage", "chairs", "--photographs", "."],
+            "--photographs has no effect with --stage",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message, tmp_path, monkeypatch, capsys):
@@ -128,3 +139,26 @@ def test_what_makes_no_sense_is_refused(arguments, message, tmp_path, monkeypatc
     assert main(["equilibrate", *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_it_trains_on_the_data_that_are_given(tmp_path):
+    command = Equilibrate("raft-small-twin", tmp_path / "a.safetensors", steps=7)
+    assert command._config() == dataclasses.replace(RECIPE, steps=7, validate_every=7)
+    own = dataclasses.replace(command, photographs=tmp_path)._config()
+    assert own.scenes == dataclasses.replace(RECIPE.scenes, photographs=str(tmp_path))
+    published = dataclasses.replace(command, stage="chairs", data=tmp_path)._config()
+    assert (published.stage, published.data_root) == ("chairs", str(tmp_path))
+
+
+def test_results_hold_pairs_and_videos_of_both_models(twin, tmp_path):
+    lines, models = [], {"before": as_equilibrium(twin).eval(), "after": as_equilibrium(twin, smoothing=0.3).eval()}
+    clip = VideoSample.of(SyntheticVideo(3, seed=1, config=SCENES))
+    out = tmp_path / "results.json"
+    results = compare_convergence(models, {"a": SyntheticPairs(1, config=SCENES)}, {"b": [clip]}, out, lines.append)
+    assert load_results(out) == results
+    assert results["sets"]["a"]["pairs"] == 1
+    for label in models:
+        assert results["sets"]["a"][label]["errors"].keys() == {"12", "24", "96"}
+        assert results["video"]["b"][label]["reset"]["evaluations"] > 0
+    assert len(lines) == 4
+    assert "warm starts take" in lines[3]
