@@ -67,7 +67,7 @@ class TrainConfig:
     """
 
     size: str = "mini"
-    update: Literal["", "raft", "raft-small", "gma"] = ""
+    update: Literal["", "raft", "raft-small", "gma", "sea"] = ""
     recurrent: bool = False
     start_from: Annotated[str, tyro.conf.arg(aliases=["--from"])] = ""
     seed: int = 0
