@@ -109,7 +109,8 @@ class _ReversibleRun(torch.autograd.Function):
             raise RuntimeError("Reversible gives first derivatives only, got create_graph=True: use Unrolled for more.")
         y, z, z0, *_ = ctx.saved_tensors  # raises where one of them was changed in place
         given = ctx.given
-        length = rms(z - z0)
+        # A start at the fixed point has a path of no length: then the state's size says what is small.
+        length = torch.maximum(rms(z - z0), 1e-3 * rms(z0.double()))
         device, dtype, enabled = ctx.autocast
         b, grads = ctx.b, dict(zip(ctx.keep, grad_outputs, strict=True))
         grad_y, grad_z = torch.zeros_like(y), torch.zeros_like(z)

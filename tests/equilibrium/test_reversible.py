@@ -239,3 +239,16 @@ def test_modes_are_frozen_and_keyword_only():
         assert dataclasses.is_dataclass(mode)
     with pytest.raises(TypeError):
         Reversible(0.5)  # pyright: ignore[reportCallIssue]
+
+
+def test_a_start_at_the_fixed_point_is_not_taken_for_a_lost_path():
+    f, z0, _ = dense(gain=0.5)
+    with torch.no_grad():
+        for _ in range(200):
+            z0 = f(z0)
+    end = z0.clone().requires_grad_()
+    (state,), _ = layer(24)(f, end)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (gradient,) = torch.autograd.grad(state.sum(), [end])
+    assert torch.isfinite(gradient).all()
