@@ -216,6 +216,41 @@ def attraction(results: Results) -> str:
     return markdown(["median; nine of ten at most", *results["models"]], rows)
 
 
+def equilibration(results: Results) -> str:
+    """A recurrent model before and after it was turned into an equilibrium model: pairs, then videos."""
+    rows = []
+    for name, found in results["sets"].items():
+        for label in ("before", "after"):
+            one = found[label]
+            ratio = one["errors"]["96"] / one["errors"]["12"]
+            errors = " / ".join(f"{one['errors'][k]:.3f}" for k in ("12", "24", "96"))
+            reached = f"{one['reached']:.0%}, {one['evaluations']:.0f}"
+            rows.append([f"{name} ({found['pairs']})", label, errors, f"{ratio:.3f}", f"{one['movement']:.2g}", reached])
+    head = ["set (pairs)", "", "error at 12 / 24 / 96 (px)", "96 over 12", "movement at 96 (px)"]
+    pairs = markdown([*head, f"converged to {results['tolerance_px']:g} px, evaluations"], rows)
+    rows = []
+    for name, found in results["video"].items():
+        shares = [found[k]["warp"]["evaluations"] / found[k]["reset"]["evaluations"] for k in ("before", "after")]
+        rows.append([name, *(f"{share:.0%}" for share in shares)])
+    head = [f"warm starts: share of the evaluations to {results['warm_tolerance_px']:g} px", "before", "after"]
+    return f"{pairs}\n\n{markdown(head, rows)}"
+
+
+def warping(results: Results) -> str:
+    """Correlation at 1/8 of the image beside warped features at 1/4: means over seeds, with the spread of the error."""
+    rows = []
+    for size in dict.fromkeys(run["size"] for run in results["runs"]):
+        runs = [run for run in results["runs"] if run["size"] == size]
+        row = [size]
+        for region in ("all", "edges", "small motion"):
+            errors = [run["error_px"][region]["12"] for run in runs]
+            row.append(f"{np.mean(errors):.2f} ± {np.std(errors):.2f}")
+        costs = [np.mean([run[name] for run in runs]) for name in ("training_seconds", "seconds", "peak_mib")]
+        rows.append([*row, f"{costs[0] / 60:.0f}", f"{costs[1]:.1f}", f"{costs[2]:.0f}"])
+    head = ["size", "error at 12 (px)", "near edges", "small motion", "training (minutes)", "a frame (s)", "its peak (MiB)"]
+    return markdown(head, rows)
+
+
 def claims(load: Load) -> str:
     """The paper's claims, and the measurements of this project."""
     return markdown(["claim", "holds here", "measured", "notebook"], claim_rows(load))
@@ -237,6 +272,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "bench": _of("bench", bench),
     "bench-gpu": _of("bench-gpu", bench),
     "attraction": _of("attraction", attraction),
+    "equilibration": _of("equilibration", equilibration),
+    "warping": _of("warping", warping),
     "in-short": _of("accuracy", in_short),
     "accuracy": _of("accuracy", accuracy),
     "accuracy-by-evaluations": _of("accuracy", accuracy_by_evaluations),
