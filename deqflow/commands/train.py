@@ -102,9 +102,11 @@ class Reproduce:
     def __call__(self) -> int:
         """Run the command."""
         from deqflow.training import say
-        from deqflow.training.recipes import RECIPES, reproduce
+        from deqflow.training.recipes import RECIPES, SETTINGS, reproduce
 
         if self.name not in RECIPES:
             raise ValueError(f"No recipe {self.name!r}: expected one of {', '.join(RECIPES)}.")
-        print(f"Wrote {reproduce(RECIPES[self.name], self.folder, device=self.device, on_progress=say)}.")
+        recipe, settings = RECIPES[self.name], SETTINGS[self.name]
+        made = reproduce(recipe, self.folder, settings=settings, device=self.device, on_progress=say)
+        print(f"Wrote {made}.")
         return 0

@@ -31,10 +31,10 @@ EVALS = (6, 12, 24, 96)
 FRAME = (436, 1024)  # on which seconds and bytes are measured
 SMALL = 2.0  # px, the length below which a motion is small
 CONFIG = TrainConfig(
-    steps=750,
+    steps=400,
     batch=6,
     evals=(6, 18),
-    validate_every=250,
+    validate_every=200,
     validation_pairs=12,
     scenes=SceneConfig(height=128, width=160),
 )

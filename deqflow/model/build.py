@@ -39,6 +39,7 @@ def build(
     attraction: AttractionName = "none",
     attraction_strength: float = 0.3,
     attraction_temperature: float = 1.0,
+    least_gate: float = 0.0,
     mixture: bool = False,
     correlation: CorrelationName | None = None,
     checkpoint_encoders: bool = False,
@@ -73,6 +74,8 @@ def build(
             weights; "learned", one predicted from the hidden state; "leak", towards a flow predicted from it;
             "none", as the published models have it (:mod:`deqflow.model.attraction`).
         attraction_strength, attraction_temperature: of the attraction; initial values where it is learned.
+        least_gate: smallest value of the update gates: raises the speed of slow channels of the hidden state, and with
+            one gated recurrent unit leaves fixed points where they are (:class:`deqflow.model.updates.ConvGRU`).
         mixture: predict the expected error of each pixel (:mod:`deqflow.model.mixture`); SEA-RAFT's update always
             does.
         correlation: what the update sees at the end of the flow: "warped" for warped features; or how the correlation
@@ -81,13 +84,15 @@ def build(
         checkpoint_encoders: trade time for memory in training (:class:`FlowEstimator`); not stored in checkpoints.
 
     Raises:
-        ValueError: size or update is not known, or a number is out of its range.
+        ValueError: size or update is not known, or a number is out of its range or without effect.
     """
     if size not in SIZES:
         raise ValueError(f"Unknown size {size!r}: expected one of {', '.join(SIZES)}.")
     if not callable(update) and update not in (None, *get_args(UpdateName)):
         known = ", ".join(get_args(UpdateName))
         raise ValueError(f"Unknown update {update!r}: expected one of {known}, or a function of a Size.")
+    if least_gate and (callable(update) or (update or SIZES[size].update) == "sea"):
+        raise ValueError(f"least_gate={least_gate} has no effect on an update operator without gates: leave it out.")
     config = EstimatorConfig(
         size=size,
         update=None if callable(update) or update == SIZES[size].update else update,
@@ -102,6 +107,7 @@ def build(
         attraction=attraction,
         attraction_strength=attraction_strength,
         attraction_temperature=attraction_temperature,
+        least_gate=least_gate,
         mixture=mixture,
         correlation=_stored(correlation, SIZES[size]),
     )
@@ -206,4 +212,5 @@ def make_update(config: EstimatorConfig) -> RaftUpdate | SeaUpdate:
     }
     if name == "sea":
         return SeaUpdate(**widths)
-    return (GmaUpdate if name == "gma" else RaftUpdate)(separable=name != "raft-small", **widths)
+    kind = GmaUpdate if name == "gma" else RaftUpdate
+    return kind(separable=name != "raft-small", least_gate=config.least_gate, **widths)

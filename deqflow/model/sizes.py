@@ -143,6 +143,7 @@ class EstimatorConfig:
         max_evals, atol: stopping rule in evaluation mode, ``atol`` in full-size pixels.
         attraction: what draws the flow back before each evaluation (:mod:`deqflow.model.attraction`).
         attraction_strength, attraction_temperature: of the attraction; initial values where it is learned.
+        least_gate: smallest value of the update gate of gated recurrent units (:class:`deqflow.model.updates.ConvGRU`).
         mixture: the model predicts its error (:mod:`deqflow.model.mixture`).
         correlation: "warped" for warped features in a size that has a correlation, "auto" for a correlation in a size
             that has warped features; else None.
@@ -161,6 +162,7 @@ class EstimatorConfig:
     attraction: AttractionName = "none"
     attraction_strength: float = 0.3
     attraction_temperature: float = 1.0
+    least_gate: float = 0.0
     mixture: bool = False
     correlation: CorrelationName | None = None
 

@@ -113,11 +113,22 @@ class ConvGRU(nn.Module):
     """Convolutional gated recurrent unit on [hidden, context, motion].
 
     The rows of its weights are those of the update gate, the reset gate and the candidate, in this order.
+
+    Args:
+        hidden, context, motion: channels of the inputs.
+        kernel: height and width of the convolution.
+        least_gate: smallest value of the update gate. The next state is (1 - gate) old + gate candidate, so that at a
+            fixed point of one unit the state is the candidate, whatever the gate: a larger gate leaves fixed points
+            where they are and brings slow channels there sooner.
     """
 
-    def __init__(self, hidden: int, context: int, motion: int, kernel: tuple[int, int]) -> None:
+    def __init__(
+        self, hidden: int, context: int, motion: int, kernel: tuple[int, int], least_gate: float = 0.0
+    ) -> None:
         super().__init__()
-        self.hidden, self.context = hidden, context
+        if not 0 <= least_gate <= 1:
+            raise ValueError(f"least_gate expects a share from 0 to 1, got {least_gate!r}.")
+        self.hidden, self.context, self.least_gate = hidden, context, least_gate
         padding = (kernel[0] // 2, kernel[1] // 2)
         self.gates = nn.Conv2d(hidden + context + motion, 3 * hidden, kernel, padding=padding)
 
@@ -140,6 +151,8 @@ class ConvGRU(nn.Module):
             old = hidden.to(motion.dtype)
             both = (gates(torch.cat([old, motion], 1)) + constant_gates).sigmoid()
             update, reset = both.chunk(2, 1)
+            if self.least_gate:
+                update = update.clamp_min(self.least_gate)
             new = (candidate(torch.cat([reset * old, motion], 1)) + constant_candidate).tanh()
             return torch.lerp(hidden, new.to(hidden.dtype), update.to(hidden.dtype))
 
@@ -179,6 +192,7 @@ class RaftUpdate(nn.Module):
         head: width of the flow head.
         separable: a 1x5 unit and then a 5x1 one (RAFT); else one 3x3 unit (RAFT-small).
         weight_norm: parametrise each convolution by length and direction (paper appendix: stabilises the solve).
+        least_gate: smallest value of the update gates, see :class:`ConvGRU`.
         aggregated: further channels that a subclass appends to the motion features.
     """
 
@@ -194,13 +208,16 @@ class RaftUpdate(nn.Module):
         head: int,
         separable: bool,
         weight_norm: bool,
+        least_gate: float = 0.0,
         aggregated: int = 0,
     ) -> None:
         super().__init__()
         self.hidden_channels = hidden
         self.motion = MotionEncoder(correlation, correlation_widths, flow_widths, motion)
         kernels = [(1, 5), (5, 1)] if separable else [(3, 3)]
-        self.units = nn.ModuleList([ConvGRU(hidden, context, motion + aggregated, kernel) for kernel in kernels])
+        self.units = nn.ModuleList(
+            [ConvGRU(hidden, context, motion + aggregated, kernel, least_gate) for kernel in kernels]
+        )
         self.head = FlowHead(hidden, head)
         if weight_norm:
             normalise_weights(self)

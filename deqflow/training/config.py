@@ -32,6 +32,7 @@ class TrainConfig:
         evals_spread: distribution of that number; "log" draws large ones rarely, so that a wide range costs little.
         attraction, attraction_strength: the term that pulls the flow before each evaluation, and its strength
             (deqflow/model/attraction.py).
+        least_gate: smallest value of the update gate, which keeps any channel of the hidden state from being slow.
         corrections: number of states that are supervised, evenly spaced.
         corrections_from: share of the evaluations before the corrections begin; 0 spreads them over all.
         gradient: how each correction is differentiated: "reversible" and "unrolled" through all evaluations,
@@ -82,6 +83,7 @@ class TrainConfig:
     evals_spread: Literal["uniform", "log"] = "uniform"
     attraction: AttractionName = "mean"
     attraction_strength: float = 0.3
+    least_gate: float = 0.0
     corrections: int = 3
     corrections_from: float = 0.0
     gradient: Literal["phantom", "reversible", "implicit", "unrolled"] = "phantom"

@@ -49,6 +49,7 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
         train_evals=config.evals[1],
         attraction=config.attraction,
         attraction_strength=config.attraction_strength,
+        least_gate=config.least_gate,
         mixture=config.loss == "mixture",
     )
     estimator.equilibrium.corrections_from = config.corrections_from

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import deqflow.model.updates
-from deqflow.model.updates import GmaUpdate, RaftUpdate, fixed
+from deqflow.model.build import build
+from deqflow.model.updates import ConvGRU, GmaUpdate, RaftUpdate, fixed
 
 HIDDEN, CONTEXT, MOTION, CORRELATION = 6, 5, 8, 9
 KINDS = [(True, True), (True, False), (False, True), (False, False)]
@@ -278,3 +279,32 @@ def test_gma_without_its_gate_is_rafts_update_with_the_motion_twice(generator):
     motion = update.motion.prepare()(correlation, flow)
     twice = update.prepare(context).encode(correlation, flow)
     assert torch.equal(twice, torch.cat([motion, motion], 1))
+
+
+def test_a_least_gate_keeps_fixed_points_and_brings_slow_channels_there_sooner(generator):
+    torch.manual_seed(0)
+    unit = ConvGRU(4, 2, 3, (3, 3)).double()
+    with torch.no_grad():
+        unit.gates.weight.mul_(0.3)
+        unit.gates.bias[0] = -6.0  # the first channel's gate is nearly closed
+    context, motion = (torch.randn(1, n, 5, 6, generator=generator, dtype=torch.float64) for n in (2, 3))
+    ends, left = {}, {}
+    for gate in (0.0, 0.4):
+        unit.least_gate = gate
+        step, hidden = unit.prepare(context), torch.zeros(1, 4, 5, 6, dtype=torch.float64)
+        with torch.no_grad():
+            path = [hidden := step(hidden, motion) for _ in range(8000)]
+        ends[gate], left[gate] = hidden, (path[29] - hidden).abs().max()
+    torch.testing.assert_close(ends[0.4], ends[0.0], atol=1e-7, rtol=0)
+    assert left[0.0] > 0.1
+    assert left[0.4] < 1e-4
+
+
+def test_a_least_gate_is_a_share_and_needs_gates():
+    with pytest.raises(ValueError, match="least_gate expects a share from 0 to 1, got 2"):
+        build("mini", least_gate=2)
+    for size, update in (("mini", "sea"), ("sea-s", None), ("mini", lambda size: None)):
+        with pytest.raises(ValueError, match=r"least_gate=0.1 has no effect on an update operator without gates"):
+            build(size, update, least_gate=0.1)
+    made = build("tiny", "gma", least_gate=0.1)
+    assert [unit.least_gate for unit in made.update.units] == [0.1, 0.1]

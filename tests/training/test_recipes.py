@@ -2,10 +2,11 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from training_runs import QUICK
 
-from deqflow.model.checkpoints import SHIPPED, read_metadata
-from deqflow.training.recipes import RECIPES, reproduce
+from deqflow.model.checkpoints import SHIPPED, load, read_metadata
+from deqflow.training.recipes import RECIPES, SETTINGS, reproduce
 
 STAGE = replace(QUICK, size="tiny")
 
@@ -26,6 +27,23 @@ def test_the_recipe_is_the_one_inside_the_checkpoint(name):
         assert got["scenes"] == {key: expected["scenes"][key] for key in got["scenes"]}
         stored = stored["before"]
     assert stored == {}
+
+
+@pytest.mark.claims
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_checkpoint_has_the_settings_that_are_set_after_training(name):
+    config = read_metadata(name)[0]
+    assert {key: getattr(config, key) for key in SETTINGS[name]} == SETTINGS[name]
+
+
+def test_settings_are_set_after_training(tmp_path):
+    path = reproduce((STAGE,), tmp_path, settings={"max_evals": 7, "least_gate": 0.2})
+    assert path == tmp_path / "model.safetensors"
+    trained, made = load(tmp_path / "stage-1" / "model.safetensors"), load(path)
+    assert made.equilibrium.eval_stop.max_evals == 7
+    assert [unit.least_gate for unit in made.update.units] == [0.2, 0.2]
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), trained.parameters(), strict=True))
+    assert read_metadata(path)[1] == read_metadata(tmp_path / "stage-1" / "model.safetensors")[1]
 
 
 def test_stages_follow_each_other_and_finished_ones_are_kept(tmp_path):
