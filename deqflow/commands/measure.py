@@ -195,8 +195,8 @@ class Experiment:
     Finished runs that are in the results file are kept.
 
     Attributes:
-        name: corrections, gradients, attraction (whether the fixed points of the models attract), or video (what
-            fixed-point reuse saves).
+        name: corrections, gradients, attraction (whether the fixed points of the models attract), video (what
+            fixed-point reuse saves), or warping (warped features beside a correlation).
         model: only for attraction: names or paths of the models; the shipped ones if not given.
         out: results file (.json) to write.
         data: only for video: folder of the data sets whose clips are used beside procedural ones; data if not given.
@@ -212,11 +212,12 @@ class Experiment:
         from deqflow.evidence.attraction import run_attraction
         from deqflow.evidence.experiments import EXPERIMENTS, run_experiment
         from deqflow.evidence.video_reuse import run_benchmark
+        from deqflow.evidence.warping import run_warping
         from deqflow.model.checkpoints import SHIPPED
 
-        if self.name not in (*EXPERIMENTS, "attraction", "video"):
-            known = ", ".join(EXPERIMENTS)
-            raise ValueError(f"No experiment {self.name!r}: expected one of {known}, attraction, video.")
+        known = (*EXPERIMENTS, "attraction", "video", "warping")
+        if self.name not in known:
+            raise ValueError(f"No experiment {self.name!r}: expected one of {', '.join(known)}.")
         require_suffix(self.out, ".json")
         if self.name != "attraction":
             refuse_without_effect({"--model": self.model or None}, f"on {self.name}: leave it out")
@@ -232,7 +233,10 @@ class Experiment:
             refuse_without_effect(
                 {"--data": self.data}, f"on {self.name}, which trains on procedural pairs: leave it out"
             )
-            run_experiment(self.name, EXPERIMENTS[self.name], self.out, _say_run)
+            if self.name == "warping":
+                run_warping(self.out, say=print_line)
+            else:
+                run_experiment(self.name, EXPERIMENTS[self.name], self.out, _say_run)
         print(f"Wrote {self.out}.")
         return 0
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deqflow.data.metrics import endpoint_error
 from deqflow.data.synthetic import HELD_OUT_SEED, SceneConfig, SyntheticPairs
+from deqflow.evidence.costs import MIB, step_cost
 from deqflow.evidence.diagnostics import LiveTensors
 from deqflow.evidence.provenance import provenance
 from deqflow.evidence.results import save_results
@@ -85,7 +86,17 @@ def inference_cost(estimator: FlowEstimator) -> dict[str, float]:
         estimator(*images, stop=stop)
     started = time.process_time()
     estimator(*images, stop=stop)
-    return {"seconds": time.process_time() - started, "peak_mib": live.peak / 2**20}
+    return {"seconds": time.process_time() - started, "peak_mib": live.peak / MIB}
+
+
+def kept_by_step(estimator: FlowEstimator, config: TrainConfig) -> float:
+    """MiB that a training step keeps for backward."""
+    size = (config.batch, 3, config.scenes.height, config.scenes.width)
+    images = [torch.rand(size, generator=torch.Generator().manual_seed(i)) * 255 for i in range(2)]
+    try:
+        return step_cost(estimator.train(), *images).kept / MIB
+    finally:
+        estimator.eval()
 
 
 def run_warping(
@@ -113,7 +124,7 @@ def run_warping(
             trainer = Trainer(run, Path(folder) / f"{size}-{seed}")
             estimator = trainer.run()
             errors = errors_by_region(estimator, pairs)
-            row = {"size": size, "seed": seed, "training_seconds": trainer.seconds, "error_px": errors}
+            row = {"size": size, "seed": seed, "error_px": errors, "step_kept_mib": kept_by_step(estimator, config)}
             results["runs"].append(row | inference_cost(estimator))
             save_results(results, out)
             say(f"{size}, seed {seed}: {errors['all']['12']:.2f} px after 12 evaluations")

@@ -25,6 +25,7 @@ from deqflow.solvers import Picard, Stop
 from deqflow.training.config import TrainConfig
 from deqflow.training.logs import Progress
 from deqflow.training.objective import make_gradient
+from deqflow.training.recipes import SCENES
 from deqflow.training.trainer import Trainer
 
 EVALS = (12, 24, 96)
@@ -33,7 +34,7 @@ TOLERANCE = 0.05  # px, the tolerance of the equilibrium model that is made
 RECIPE = TrainConfig(
     steps=600,
     batch=4,
-    lr=2e-4,
+    lr=1.5e-4,
     evals=(12, 64),
     evals_spread="log",
     corrections=2,
@@ -41,11 +42,12 @@ RECIPE = TrainConfig(
     phantom_steps=6,
     all_gradients=True,
     other_starts=0.3,
-    teacher_weight=0.5,
+    teacher_weight=1.0,
     freeze_encoders=True,
     attraction="none",
     validate_every=100,
     validation_pairs=12,
+    scenes=dataclasses.replace(SCENES, height=256, width=352, photometric=0.7),
 )
 
 

@@ -11,7 +11,7 @@ from deqflow.model.checkpoints import load, read_metadata, save
 from deqflow.training import Progress, TrainConfig, Trainer
 
 # All kinds of content, as in RICH_SCENES. Half of the scenes have little motion, and a few have none.
-_SCENES = replace(RICH_SCENES, motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0, 1.0, 1.6))
+SCENES = replace(RICH_SCENES, motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0, 1.0, 1.6))
 
 # Stage 1 learns to match, with one-step gradients. Stage 2, on larger and clearer images, draws the number of
 # evaluations from a wide range and differentiates two of them, flow included, so that the model converges instead of
@@ -31,7 +31,7 @@ _EQUILIBRIUM = (
         attraction="none",
         validate_every=400,
         validation_pairs=12,
-        scenes=_SCENES,
+        scenes=SCENES,
     ),
     TrainConfig(
         steps=1800,
@@ -47,7 +47,7 @@ _EQUILIBRIUM = (
         attraction="none",
         validate_every=400,
         validation_pairs=12,
-        scenes=replace(_SCENES, height=288, width=384, photometric=0.7),
+        scenes=replace(SCENES, height=288, width=384, photometric=0.7),
     ),
     TrainConfig(
         steps=480,
@@ -65,7 +65,7 @@ _EQUILIBRIUM = (
         attraction="none",
         validate_every=120,
         validation_pairs=12,
-        scenes=replace(_SCENES, photometric=0.7),
+        scenes=replace(SCENES, photometric=0.7),
     ),
     TrainConfig(
         steps=600,
@@ -84,7 +84,7 @@ _EQUILIBRIUM = (
         bfloat16=True,
         validate_every=100,
         validation_pairs=12,
-        scenes=replace(_SCENES, photometric=0.7),
+        scenes=replace(SCENES, photometric=0.7),
     ),
 )
 
@@ -108,10 +108,9 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
     "raft-small-twin": tuple(_twin(stage) for stage in _EQUILIBRIUM),
 }
 
-# Set after training; no weight changes. A larger budget, a stronger smoothness term, and a least gate, with which the
-# hidden state's slow channels keep up: the error stays as it is, and the fixed point attracts more strongly.
+# Set after training; no weight changes.
 SETTINGS: dict[str, dict[str, float]] = {
-    "deqflow-small": {"max_evals": 60, "attraction_strength": 0.5, "least_gate": 0.1},
+    "deqflow-small": {"max_evals": 60},
     "raft-small-twin": {},
 }
 
