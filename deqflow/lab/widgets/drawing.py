@@ -60,9 +60,7 @@ def residuals(runs: Sequence[tuple[SolverRun, str, str]]) -> bytes:
         axes.plot(np.arange(1, len(known) + 1), known, color=color, label=name, linewidth=1.8, marker="o", markersize=3)
     axes.set_yscale("log")
     axes.minorticks_off()
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
-    for text in legend.get_texts():
-        text.set_color(INK)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False, labelcolor=INK)
     return figure_png(figure)
 
 

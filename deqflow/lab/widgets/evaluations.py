@@ -135,6 +135,5 @@ class EvaluationPanel(StillPanel):
         axes.set_yscale("log")
         axes.set_xticks(self.numbers, [str(number) for number in self.numbers], minor=False)
         axes.minorticks_off()
-        for text in axes.legend(fontsize=8, frameon=False).get_texts():
-            text.set_color(INK)
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK)
         return figure_png(figure)

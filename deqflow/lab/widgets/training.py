@@ -113,8 +113,7 @@ class TrainingPanel(StillPanel):
             label = f"after {evals} evaluations"
             axes.plot(self._steps(), values, color=color, label=label, linewidth=1.8, marker="o", markersize=3)
         if self.entries and name == "errors":
-            for text in axes.legend(fontsize=8, frameon=False).get_texts():
-                text.set_color(INK)
+            axes.legend(fontsize=8, frameon=False, labelcolor=INK)
 
     def _steps(self) -> list[int]:
         return [entry.step for entry in self.entries]

@@ -6,6 +6,7 @@ products as one matrix product. A tile whose pixels look at places far apart, as
 box, or is split into single pixels.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,9 +71,8 @@ class SampledCorrelation:
 
     def subset(self, rows: Tensor) -> "SampledCorrelation":
         """The correlation of some of the samples, (b,) integers."""
-        part = object.__new__(SampledCorrelation)
-        part.radius, part.queries = self.radius, self.queries[rows]
-        part.keys = [keys[rows] for keys in self.keys]
+        part = copy.copy(self)
+        part.queries, part.keys = self.queries[rows], [keys[rows] for keys in self.keys]
         return part
 
 
