@@ -86,7 +86,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "phantom 2": Variant(gradient=Phantom(steps=2)),
             "phantom 3": Variant(gradient=Phantom(steps=3)),
             "phantom 5": Variant(gradient=Phantom(steps=5)),
-            "implicit": Variant(gradient=Implicit(rule=Anderson(), stop=_LOOSE)),
+            "implicit": Variant(
+                gradient=Implicit(rule=Anderson(), stop=Stop(max_evals=20, atol=0.0, rtol=1e-2, norm=rms))
+            ),
             "unrolled": Variant(gradient=Unrolled()),
         },
     ),
