@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deqflow.data.colors import flow_to_rgb
 from deqflow.lab.plots.encoding import png_address
-from deqflow.lab.plots.style import COLORS, INK, TEMPLATE
+from deqflow.lab.plots.style import COLORS, INK, TEMPLATE, full_color
 from deqflow.lab.widgets.runs import SolverRun
 
 HOVER = "%{y:.3g} px after %{x} evaluations"
@@ -35,9 +35,8 @@ def error_rgb(error: Tensor, largest: float) -> np.ndarray:
 def scales(run: SolverRun) -> tuple[float, float]:
     """Lengths in pixels that get the full colour, of the flow and of its error."""
     known = run.pair.flow[:, run.pair.valid] if run.error is not None else run.flow.flatten(1)
-    flow = float(np.percentile(known.norm(dim=0).numpy(), 99))
     error = 1.0 if run.error is None else float(np.nanpercentile(run.error.numpy(), 98))
-    return max(flow, 0.5), max(error, 0.5)
+    return full_color(known), max(error, 0.5)
 
 
 def runs_table(runs: Sequence[tuple[str, SolverRun]]) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import ipywidgets as widgets
-import numpy as np
 import plotly.graph_objects as go
 import torch
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from deqflow.evidence.diagnostics import Recording
 from deqflow.lab import plots
 from deqflow.lab.plots.encoding import png
 from deqflow.lab.plots.paths import log_colors
-from deqflow.lab.plots.style import COLORS, INK
+from deqflow.lab.plots.style import COLORS, INK, full_color
 from deqflow.lab.widgets.base import CaptionedImage, Choice, StillPanel, row
 from deqflow.lab.widgets.drawing import figure_png, plain_axes
 from deqflow.lab.widgets.runs import reduced
@@ -58,7 +57,7 @@ class EvaluationPanel(StillPanel):
         self.pair, self.numbers = reduced(pair, width), tuple(sorted(numbers))
         self._solve(model, rule or Picard())
         known = self.pair.flow[:, self.pair.valid] if self.error is not None else self.flow[-1].flatten(1)
-        self._largest = max(float(np.percentile(known.norm(dim=0).numpy(), 99)), 0.5)
+        self._largest = full_color(known)
         self._drawn = {"flow": [png(flow_to_rgb(flow, largest=self._largest)) for flow in self.flow]}
         self._drawn |= {
             name: [png(log_colors(each, SCALE)) for each in values]
