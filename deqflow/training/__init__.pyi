@@ -1,30 +1,17 @@
 """Training with sparse fixed-point correction and inexact gradients, on one device or many (paper section 3)."""
 
-from .config import HELD_OUT_SEED, TrainConfig
-from .devices import Processes
-from .equilibrating import Convergence, as_equilibrium, equilibrate, measure_convergence
-from .files import published_stage, read_config
-from .logs import Progress, say
-from .objective import make_estimator
-from .stages import PUBLISHED
-from .trainer import Trainer
-from .validation import Validation, validation_errors
-
-__all__ = [
-    "HELD_OUT_SEED",
-    "PUBLISHED",
-    "Convergence",
-    "Processes",
-    "Progress",
-    "TrainConfig",
-    "Trainer",
-    "Validation",
-    "as_equilibrium",
-    "equilibrate",
-    "make_estimator",
-    "measure_convergence",
-    "published_stage",
-    "read_config",
-    "say",
-    "validation_errors",
-]
+from .config import HELD_OUT_SEED as HELD_OUT_SEED
+from .config import TrainConfig as TrainConfig
+from .devices import Processes as Processes
+from .equilibrating import Convergence as Convergence
+from .equilibrating import as_equilibrium as as_equilibrium
+from .equilibrating import equilibrate as equilibrate
+from .equilibrating import measure_convergence as measure_convergence
+from .files import published_stage as published_stage
+from .files import read_config as read_config
+from .logs import Progress as Progress
+from .logs import say as say
+from .objective import make_estimator as make_estimator
+from .stages import PUBLISHED as PUBLISHED
+from .trainer import Trainer as Trainer
+from .validation import Validation as Validation

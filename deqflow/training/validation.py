@@ -9,7 +9,6 @@ from torch import Tensor
 
 from deqflow.data.datasets import FlowSample
 from deqflow.data.metrics import mean_endpoint_error
-from deqflow.data.synthetic import SyntheticPairs
 from deqflow.model.budgets import flows_after
 from deqflow.model.estimator import FlowEstimator
 
@@ -30,18 +29,6 @@ class Validation:
     errors: dict[int, float]
     residuals: dict[int, float]
     evaluations: float
-
-
-def validation_errors(
-    estimator: FlowEstimator,
-    pairs: SyntheticPairs,
-    evals: tuple[int, ...],
-    device: torch.device | str = "cpu",
-    autocast: Context = nullcontext,
-) -> dict[int, float]:
-    """Mean end-point error in px over pairs, after each of the given numbers of evaluations (no early stop)."""
-    rows = measure_pairs(estimator, (pairs[i] for i in range(len(pairs))), evals, device, autocast)
-    return summarise(rows.sum(0), len(pairs), evals).errors
 
 
 def measure_pairs(
