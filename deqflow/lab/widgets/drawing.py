@@ -17,7 +17,6 @@ from deqflow.lab.plots.encoding import png_address
 from deqflow.lab.plots.style import COLORS, INK, TEMPLATE, full_color
 from deqflow.lab.widgets.runs import SolverRun
 
-HOVER = "%{y:.3g} px after %{x} evaluations"
 STILL_WIDTH = 240  # largest width of a still's maps in pixels, to keep pages small
 
 
@@ -83,19 +82,6 @@ def figure_png(figure: Figure) -> bytes:
         return file.getvalue()
 
 
-def curve(run: SolverRun, name: str, color: str) -> dict:
-    """The arguments of a run's curve."""
-    return {
-        "x": list(range(1, run.evaluations + 1)),
-        "y": list(run.trace),
-        "name": name,
-        "mode": "lines+markers",
-        "line": {"color": color, "width": 2},
-        "marker": {"size": 4},
-        "hovertemplate": HOVER,
-    }
-
-
 def still(runs: Sequence[SolverRun]) -> go.Figure:
     """The flow and error map of each run, one run below the other, and under them all residuals in one diagram."""
     count = len(runs)
@@ -108,7 +94,17 @@ def still(runs: Sequence[SolverRun]) -> go.Figure:
     largest, worst = scales(runs[0])
     for row, (run, color) in enumerate(zip(runs, COLORS, strict=False), 1):
         _maps(figure, run, row, largest)
-        figure.add_scatter(**curve(run, run.settings.label, color), row=count + 1, col=1)
+        figure.add_scatter(
+            x=list(range(1, run.evaluations + 1)),
+            y=list(run.trace),
+            name=run.settings.label,
+            mode="lines+markers",
+            line={"color": color, "width": 2},
+            marker={"size": 4},
+            hovertemplate="%{y:.3g} px after %{x} evaluations",
+            row=count + 1,
+            col=1,
+        )
     figure.update_xaxes(title_text="evaluations of f", row=count + 1, col=1)
     narrow = {"title": {"text": "residual (px)", "standoff": 2}, "tickfont": {"size": 10}}  # for narrow pages
     figure.update_yaxes({**narrow, "type": "log", "tickformat": "~g"}, row=count + 1, col=1)
