@@ -290,11 +290,10 @@ class Trainer:
         self.estimator.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state.get("scaler", {})) if self.config.float16 else None
+        self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.recent = state["step"], state["seconds"], state["recent"]
-        generators = state.get("random", [])  # earlier versions did not save them
-        if self.processes.index < len(generators):
-            self._random = generators[self.processes.index]
+        if self.processes.index < len(state["random"]):
+            self._random = state["random"][self.processes.index]
 
     def _require_shares(self) -> None:
         shares = self.processes.count * self.config.accumulate
