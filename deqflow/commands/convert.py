@@ -75,9 +75,6 @@ class Export:
         require_suffix(self.out, ".onnx", ".pt2")
         if self.out.suffix == ".onnx":
             require_onnx()
-        return self._write()
-
-    def _write(self) -> int:
         import torch
 
         from deqflow.model.export import export, parity

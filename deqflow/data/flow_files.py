@@ -123,10 +123,11 @@ def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
         ImportError: ``.flo5`` needs h5py, which is not installed.
     """
     path = Path(path)
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"read_flow expects {NAMES_OF_FLOW_FILES}, got {path}.")
     _require(path)
-    return _READERS[path.suffix.lower()](path)
+    read, _ = _FORMATS[path.suffix.lower()]
+    return read(path)
 
 
 def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> Path:
@@ -158,7 +159,8 @@ def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> P
             f"got {known.dtype} {tuple(known.shape)}."
         )
     pixels = flow.detach().float().cpu().permute(1, 2, 0).contiguous().numpy()  # (H, W, 2)
-    return _WRITERS[path.suffix.lower()](path, pixels, known.numpy())
+    _, encode = _FORMATS[path.suffix.lower()]
+    return write_whole(path, encode(path, pixels, known.numpy()))
 
 
 def check_flow_path(path: Path) -> None:
@@ -168,7 +170,7 @@ def check_flow_path(path: Path) -> None:
         ValueError: the suffix does not.
         ImportError: ``.flo5`` needs h5py, which is not installed.
     """
-    if path.suffix.lower() not in _WRITERS:
+    if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"write_flow expects a path that ends in {NAMES_OF_FLOW_FILES}, got {path}.")
     if path.suffix.lower() == ".flo5":
         _h5py(path)
@@ -184,10 +186,9 @@ def _read_flo(path: Path) -> tuple[Tensor, Tensor]:
     return _known(torch.from_numpy(cv2.readOpticalFlow(str(path))).permute(2, 0, 1).contiguous())
 
 
-def _write_flo(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
-    marked = np.where(known[..., None], pixels, np.float32(UNKNOWN_MARK))
+def _flo(path: Path, pixels: np.ndarray, known: np.ndarray) -> bytes:
     height, width = known.shape
-    return write_whole(path, struct.pack("<4sii", b"PIEH", width, height) + marked.astype("<f4").tobytes())
+    return struct.pack("<4sii", b"PIEH", width, height) + _marked(pixels, known, UNKNOWN_MARK).astype("<f4").tobytes()
 
 
 def _read_pfm(path: Path) -> tuple[Tensor, Tensor]:
@@ -211,12 +212,10 @@ def _read_pfm(path: Path) -> tuple[Tensor, Tensor]:
     return _known(torch.from_numpy(values[::-1, :, :2].transpose(2, 0, 1).astype(np.float32, order="C")))
 
 
-def _write_pfm(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+def _pfm(path: Path, pixels: np.ndarray, known: np.ndarray) -> bytes:
     height, width = known.shape
-    marked = np.where(known[..., None], pixels, np.float32(UNKNOWN_MARK))
-    values = np.concatenate([marked, np.zeros((height, width, 1), np.float32)], 2)[::-1]
-    content = f"PF\n{width} {height}\n-1.0\n".encode() + values.astype("<f4").tobytes()
-    return write_whole(path, content)
+    values = np.pad(_marked(pixels, known, UNKNOWN_MARK), ((0, 0), (0, 0), (0, 1)))[::-1]  # a third channel of zeros
+    return f"PF\n{width} {height}\n-1.0\n".encode() + values.astype("<f4").tobytes()
 
 
 def _read_kitti(path: Path) -> tuple[Tensor, Tensor]:
@@ -230,7 +229,7 @@ def _read_kitti(path: Path) -> tuple[Tensor, Tensor]:
     return torch.where(valid, flow, 0.0), valid
 
 
-def _write_kitti(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+def _kitti(path: Path, pixels: np.ndarray, known: np.ndarray) -> bytes:
     values = np.rint(64.0 * pixels) + 2**15
     held = ((values >= 0) & (values < 2**16)).all(2)  # also false for NaN
     if (known & ~held).any():
@@ -243,7 +242,7 @@ def _write_kitti(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
     # Green and red are v and u, blue is the mask; OpenCV's order is blue, green, red.
     bgr = np.concatenate([np.ones((*known.shape, 1)), values[..., ::-1]], 2)
     bgr = np.where(known[..., None], bgr, 0).astype(np.uint16)
-    return write_whole(path, _encode(path, bgr))
+    return _encode(path, bgr)
 
 
 def _read_flo5(path: Path) -> tuple[Tensor, Tensor]:
@@ -277,12 +276,12 @@ def _flo5_fault(h5py: ModuleType, file: Any, size: int) -> str:
     return ""
 
 
-def _write_flo5(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+def _flo5(path: Path, pixels: np.ndarray, known: np.ndarray) -> bytes:
     content = io.BytesIO()  # if HDF5 itself writes to a full disk, it ends the process
     with _h5py(path).File(content, "w") as file:
-        marked = np.where(known[..., None], pixels, np.float32("nan"))
+        marked = _marked(pixels, known, np.nan)
         file.create_dataset("flow", data=marked, compression="gzip", compression_opts=5)
-    return write_whole(path, content.getvalue())
+    return content.getvalue()
 
 
 def _h5py(path: Path) -> ModuleType:
@@ -324,35 +323,33 @@ def _as_flow(path: Path, values: np.ndarray) -> Tensor:
     )
 
 
-def _write_npy(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+def _npy(path: Path, pixels: np.ndarray, known: np.ndarray) -> bytes:
     content = io.BytesIO()
-    np.save(content, np.where(known[..., None], pixels, np.float32("nan")))
-    return write_whole(path, content.getvalue())
+    np.save(content, _marked(pixels, known, np.nan))
+    return content.getvalue()
 
 
-def _write_npz(path: Path, pixels: np.ndarray, known: np.ndarray) -> Path:
+def _npz(path: Path, pixels: np.ndarray, known: np.ndarray) -> bytes:
     content = io.BytesIO()
-    np.savez_compressed(content, flow=np.where(known[..., None], pixels, np.float32("nan")), valid=known)
-    return write_whole(path, content.getvalue())
+    np.savez_compressed(content, flow=_marked(pixels, known, np.nan), valid=known)
+    return content.getvalue()
 
 
-_READERS: dict[str, Callable[[Path], tuple[Tensor, Tensor]]] = {
-    ".flo": _read_flo,
-    ".pfm": _read_pfm,
-    ".png": _read_kitti,
-    ".flo5": _read_flo5,
-    ".npy": _read_npy,
-    ".npz": _read_npz,
+_Read = Callable[[Path], tuple[Tensor, Tensor]]
+_Encode = Callable[[Path, np.ndarray, np.ndarray], bytes]  # path, pixels (H, W, 2), known (H, W)
+_FORMATS: dict[str, tuple[_Read, _Encode]] = {
+    ".flo": (_read_flo, _flo),
+    ".pfm": (_read_pfm, _pfm),
+    ".png": (_read_kitti, _kitti),
+    ".flo5": (_read_flo5, _flo5),
+    ".npy": (_read_npy, _npy),
+    ".npz": (_read_npz, _npz),
 }
-_WRITERS: dict[str, Callable[[Path, np.ndarray, np.ndarray], Path]] = {
-    ".flo": _write_flo,
-    ".pfm": _write_pfm,
-    ".png": _write_kitti,
-    ".flo5": _write_flo5,
-    ".npy": _write_npy,
-    ".npz": _write_npz,
-}
-FLOW_SUFFIXES = frozenset(_WRITERS)
+FLOW_SUFFIXES = frozenset(_FORMATS)
+
+
+def _marked(pixels: np.ndarray, known: np.ndarray, mark: float) -> np.ndarray:
+    return np.where(known[..., None], pixels, np.float32(mark))
 
 
 def _check_size(path: Path, width: int, height: int, *, expected: int) -> None:

@@ -50,11 +50,9 @@ def attraction_of(estimator: FlowEstimator, pairs: SyntheticPairs, radius_steps:
             row = {f"{name}_apart_px": _apart(problem, _far(problem, start), own) for name, start in starts.items()}
             row |= _noise_left(problem, own, torch.Generator().manual_seed(i))
             row |= _evaluations(problem)
-        estimator.all_gradients, kept = True, estimator.all_gradients  # or J lacks the flow's share
-        problem.f.all_gradients = True
+        problem.f.all_gradients = True  # or J lacks the flow's share
         generator = torch.Generator().manual_seed(i)
         found = spectral_radius(problem.f, own, generator=generator, steps=radius_steps)
-        estimator.all_gradients = kept
         rows.append(row | {"spectral_radius": float(found.radius)})
         before = own
     return rows

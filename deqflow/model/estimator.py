@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from deqflow.equilibrium import Equilibrium
 from deqflow.model.attraction import Attraction
-from deqflow.model.correlation import Correlation, CorrelationName, correlate
+from deqflow.model.correlation import CorrelationName, correlate
 from deqflow.model.encoders import checkpointed
 from deqflow.model.flow_map import FlowMap
 from deqflow.model.geometry import Padding
@@ -219,7 +219,8 @@ class FlowEstimator(nn.Module):
         encoded = self._run_encoder(self.feature_encoder, images)
         if self.context_encoder is not None:
             return Features(encoded.to(images.dtype), images, padding)
-        matching, context = encoded.tensor_split([encoded.shape[1] - self._context_outputs], 1)
+        outputs = self.context_channels + (self.update.hidden_channels if self.own_start.gives_hidden else 0)
+        matching, context = encoded.tensor_split([encoded.shape[1] - outputs], 1)
         return Features(matching.to(images.dtype), images, padding, context)
 
     def problem(
@@ -239,7 +240,18 @@ class FlowEstimator(nn.Module):
                 radius=self.radius,
                 kind=self.correlation,
             )
-        f = self._map(correlation, context, features1.matching, generator)
+        lookup_mask = self._dropout_mask(features1.matching, correlation.channels, generator)
+        context_mask = self._dropout_mask(features1.matching, self.context_channels, generator)
+        f = FlowMap(
+            correlation,
+            context if context_mask is None else context * context_mask,
+            self.update,
+            all_gradients=self.all_gradients,
+            attraction=self.attraction,
+            mask=lookup_mask,
+            checkpoint=self.checkpoint_updates,
+            dtype=features1.matching.dtype,
+        )
         return FlowProblem(self, f, start.pack(), features1.padding)
 
     def upsample(self, state: FlowState) -> Tensor:
@@ -309,22 +321,6 @@ class FlowEstimator(nn.Module):
         features1.context = self._run_encoder(self.context_encoder, features1.images)
         return features1.context
 
-    def _map(
-        self, correlation: Correlation, context: Tensor, matching: Tensor, generator: torch.Generator | None
-    ) -> FlowMap:
-        lookup_mask = self._dropout_mask(matching, correlation.channels, generator)
-        context_mask = self._dropout_mask(matching, self.context_channels, generator)
-        return FlowMap(
-            correlation,
-            context if context_mask is None else context * context_mask,
-            self.update,
-            all_gradients=self.all_gradients,
-            attraction=self.attraction,
-            mask=lookup_mask,
-            checkpoint=self.checkpoint_updates,
-            dtype=matching.dtype,
-        )
-
     def _run_encoder(self, encoder: nn.Module, images: Tensor) -> Tensor:
         if self.checkpoint_encoders and torch.is_grad_enabled():
             return checkpointed(encoder, images)
@@ -339,7 +335,3 @@ class FlowEstimator(nn.Module):
             return None
         stays = torch.rand(len(like), channels, 1, 1, generator=generator) >= self.dropout
         return stays.to(like) / (1 - self.dropout)
-
-    @property
-    def _context_outputs(self) -> int:
-        return self.context_channels + (self.update.hidden_channels if self.own_start.gives_hidden else 0)

@@ -112,23 +112,19 @@ def enlarge_bilinear(values: Tensor, factor: int) -> Tensor:
     return F.interpolate(values, size=size, mode="bilinear", align_corners=True)
 
 
-def upsample_convex(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
-    """Enlarge a flow field and scale its vectors; each fine pixel is a convex combination of 3x3 coarse neighbours.
+def enlarge_convex(values: Tensor, mask: Tensor, factor: int) -> Tensor:
+    """Enlarge any field; each fine pixel is a convex combination of 3x3 coarse neighbours.
 
     Source: RAFT (Teed and Deng 2020), section 3.3.
 
     Args:
-        flow: (B, 2, h, w) in coarse pixels.
+        values: (B, C, h, w).
         mask: (B, 9 f^2, h, w), the logits of the weights.
+        factor: f.
 
     Returns:
-        (B, 2, f h, f w) in fine pixels.
+        (B, C, f h, f w).
     """
-    return enlarge_convex(factor * flow, mask, factor)
-
-
-def enlarge_convex(values: Tensor, mask: Tensor, factor: int) -> Tensor:
-    """Enlarge any field as :func:`upsample_convex` enlarges a flow: (B, C, h, w) -> (B, C, f h, f w)."""
     batch, channels, height, width = values.shape
     weights = mask.view(batch, 1, 9, factor, factor, height, width).softmax(dim=2)
     neighbours = F.unfold(values, 3, padding=1).view(batch, channels, 9, 1, 1, height, width)

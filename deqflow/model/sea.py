@@ -4,18 +4,13 @@ Its feature pyramid halves features bilinearly. At half size that is the mean of
 in the features, so the result equals the pooled volume of :mod:`deqflow.model.correlation`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqflow.model.encoders import Encoder
 from deqflow.model.mixture import MIXTURE_CHANNELS
-from deqflow.model.updates import FlowHead, MotionEncoder, as_fixed, fixed, normalise_weights
-
-Step = Callable[[Tensor, Tensor], Tensor]  # hidden (B, Ch, h, w), motion (B, C, h, w) -> hidden (B, Ch, h, w)
+from deqflow.model.updates import FlowHead, MotionEncoder, Prepared, Step, as_fixed, fixed, normalise_weights
 
 
 class PairContext(Encoder):
@@ -83,15 +78,6 @@ class ConvNextBlock(nn.Module):
         return step
 
 
-@dataclass(frozen=True)
-class PreparedSea:
-    """The parts of a :class:`SeaUpdate`, fixed for one solve."""
-
-    encode: Callable[[Tensor, Tensor], Tensor]
-    blocks: tuple[Step, ...]
-    head: Callable[[Tensor], Tensor]
-
-
 class SeaUpdate(nn.Module):
     """SEA-RAFT's update: motion encoder, ConvNeXt blocks, and a head of six channels, the flow and a mixture.
 
@@ -125,17 +111,14 @@ class SeaUpdate(nn.Module):
         if weight_norm:
             normalise_weights(self)
 
-    def prepare(self, context: Tensor) -> PreparedSea:
+    def prepare(self, context: Tensor) -> Prepared:
         """Fix weights and the context's share for a solve; context is (B, C, h, w)."""
         blocks = tuple(block.prepare(context) for block in self.blocks if isinstance(block, ConvNextBlock))
-        return PreparedSea(self.motion.prepare(), blocks, self.head.prepare(slice(0, 2)))
+        return Prepared(self.motion.prepare(), blocks, self.head.prepare(slice(0, 2)))
 
-    def forward(self, hidden: Tensor, flow: Tensor, found: Tensor, prepared: PreparedSea) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, flow: Tensor, found: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """One update: see :class:`deqflow.model.updates.UpdateOperator`."""
-        motion = prepared.encode(found, flow)
-        for block in prepared.blocks:
-            hidden = block(hidden, motion)
-        return hidden, prepared.head(hidden)
+        return prepared.update(hidden, flow, found)
 
     def first_flow(self, hidden: Tensor) -> Tensor:
         """The flow that a hidden state implies by itself: (B, Ch, h, w) -> (B, 2, h, w)."""

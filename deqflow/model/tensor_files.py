@@ -46,9 +46,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
                 )
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (CheckpointError, pickle.UnpicklingError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
         raise CheckpointError(  # the unpickler's own error message says how to run the code in the file
             f"{path} can't be read as a checkpoint: it is damaged, or holds code instead of plain tensors. Code in a "
             "checkpoint is never run."

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+Step = Callable[[Tensor, Tensor], Tensor]  # hidden (B, Ch, h, w), motion (B, C, h, w) -> hidden (B, Ch, h, w)
+
 
 class UpdateOperator(Protocol):
     """What a :class:`deqflow.model.estimator.FlowEstimator` needs as its update; write your own as an ``nn.Module``.
@@ -132,7 +134,7 @@ class ConvGRU(nn.Module):
         padding = (kernel[0] // 2, kernel[1] // 2)
         self.gates = nn.Conv2d(hidden + context + motion, 3 * hidden, kernel, padding=padding)
 
-    def prepare(self, context: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def prepare(self, context: Tensor) -> Step:
         """Return the map (hidden, motion) -> hidden for a solve; the context's share of the gates is computed here."""
         h, c = self.hidden, self.context
         on_context = fixed(self.gates, inputs=slice(h, h + c))(context)
@@ -175,11 +177,18 @@ class FlowHead(nn.Module):
 
 @dataclass(frozen=True)
 class Prepared:
-    """The parts of a :class:`RaftUpdate`, fixed for one solve."""
+    """The parts of an update operator, fixed for one solve: motion encoder, units that change the state, flow head."""
 
     encode: Callable[[Tensor, Tensor], Tensor]
-    units: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+    units: tuple[Step, ...]
     head: Callable[[Tensor], Tensor]
+
+    def update(self, hidden: Tensor, flow: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+        """One update: see :class:`UpdateOperator`."""
+        motion = self.encode(found, flow)
+        for unit in self.units:
+            hidden = unit(hidden, motion)
+        return hidden, self.head(hidden)
 
 
 class RaftUpdate(nn.Module):
@@ -229,10 +238,7 @@ class RaftUpdate(nn.Module):
 
     def forward(self, hidden: Tensor, flow: Tensor, correlation: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """One update: see :class:`UpdateOperator`."""
-        motion = prepared.encode(correlation, flow)
-        for unit in prepared.units:
-            hidden = unit(hidden, motion)
-        return hidden, prepared.head(hidden)
+        return prepared.update(hidden, flow, correlation)
 
 
 class GmaUpdate(RaftUpdate):

@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from deqflow.model.precision import choose_device
+
 T = TypeVar("T")
 
 DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -41,9 +43,7 @@ class Processes:
         elif self.count > 1:
             raise ValueError(f"accelerate launch gives each process its device, got {device}: leave it at auto.")
         else:
-            self.device = torch.device(device)
-            if self.device.type == "cuda" and not torch.cuda.is_available():
-                raise ValueError(f"No device {device}: torch finds no GPU here. Use auto, or cpu.")
+            self.device = choose_device(device)
 
     @property
     def is_first(self) -> bool:

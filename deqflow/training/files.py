@@ -5,7 +5,7 @@ import difflib
 import json
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -101,8 +101,6 @@ def _convert(value: Any, kind: Any, place: str) -> Any:
         TypeError: the value cannot be converted.
     """
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _convert(value, arguments[0], place)
     if origin is tuple and isinstance(value, list):
         kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
         if len(kinds) == len(value):

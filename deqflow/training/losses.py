@@ -29,9 +29,7 @@ def correction_loss(
         A scalar.
     """
     counts = (valid & (torch.linalg.vector_norm(target, dim=1) < largest))[:, None]
-    losses = [torch.where(counts, (flow - target).abs(), 0.0).mean() for flow in flows]
-    weights = [gamma ** (len(flows) - 1 - i) for i in range(len(flows))]
-    return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+    return _weighted([torch.where(counts, (flow - target).abs(), 0.0).mean() for flow in flows], gamma)
 
 
 def mixture_loss(
@@ -76,8 +74,12 @@ def mixture_loss(
         error = (known - flow).abs()[:, :, None]  # (B, 2, 1, H, W)
         log_density = log_weights - math.log(2) - log_scales - error * (-log_scales).exp()
         losses.append(torch.where(counts, -log_density.logsumexp(2), 0.0).sum() / total)
-    weights = [gamma ** (len(losses) - 1 - i) for i in range(len(losses))]
-    return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+    return _weighted(losses, gamma)
+
+
+def _weighted(losses: Sequence[Tensor], gamma: float) -> Tensor:
+    """``sum_i gamma^(n-1-i) * loss_i``: the last of n losses has weight 1."""
+    return torch.stack([gamma ** (len(losses) - 1 - i) * loss for i, loss in enumerate(losses)]).sum()
 
 
 def jacobian_penalty(f: Callable[[Tensor], Tensor], z: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,10 @@ from deqflow.training import Progress, TrainConfig, Trainer
 
 # All kinds of content, as in RICH_SCENES. Half of the scenes have little motion, and a few have none.
 SCENES = replace(RICH_SCENES, motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0, 1.0, 1.6))
+_CLEAR = replace(SCENES, photometric=0.7)
+
+_COMMON = TrainConfig(workers=14, bfloat16=True, attraction="none", validate_every=400, validation_pairs=12)
+_CONVERGING = replace(_COMMON, evals_spread="log", all_gradients=True, scenes=_CLEAR)
 
 # Stage 1 learns to match, with one-step gradients. Stage 2, on larger and clearer images, draws the number of
 # evaluations from a wide range and differentiates two of them, flow included, so that the model converges instead of
@@ -20,71 +24,45 @@ SCENES = replace(RICH_SCENES, motion_scales=(0.0, 0.05, 0.15, 0.4, 0.4, 1.0, 1.0
 # Stage 4 adds the smoothness term, which makes that state unique, and trains it from mixed starts, with corrections
 # only in the second half of the evaluations.
 _EQUILIBRIUM = (
-    TrainConfig(
-        steps=2000,
-        batch=48,
-        lr=1e-3,
-        evals=(6, 18),
-        seed=10,
-        workers=14,
-        bfloat16=True,
-        attraction="none",
-        validate_every=400,
-        validation_pairs=12,
-        scenes=SCENES,
-    ),
-    TrainConfig(
+    replace(_COMMON, steps=2000, batch=48, lr=1e-3, evals=(6, 18), seed=10, scenes=SCENES),
+    replace(
+        _CONVERGING,
         steps=1800,
         batch=40,
         lr=6e-4,
         evals=(8, 64),
-        evals_spread="log",
         phantom_steps=2,
-        all_gradients=True,
         seed=11,
-        workers=14,
-        bfloat16=True,
-        attraction="none",
-        validate_every=400,
-        validation_pairs=12,
-        scenes=replace(SCENES, height=288, width=384, photometric=0.7),
+        scenes=replace(_CLEAR, height=288, width=384),
     ),
-    TrainConfig(
+    replace(
+        _CONVERGING,
         steps=480,
         batch=6,
         lr=2e-4,
         evals=(24, 96),
-        evals_spread="log",
         corrections=2,
         phantom_steps=8,
-        all_gradients=True,
         freeze_encoders=True,
         seed=12,
         workers=1,
-        bfloat16=True,
-        attraction="none",
         validate_every=120,
-        validation_pairs=12,
-        scenes=replace(SCENES, photometric=0.7),
     ),
-    TrainConfig(
+    replace(
+        _CONVERGING,
         steps=600,
         batch=6,
         lr=3e-4,
         evals=(12, 64),
-        evals_spread="log",
         corrections=2,
         corrections_from=0.5,
         phantom_steps=6,
-        all_gradients=True,
         other_starts=0.3,
         freeze_encoders=True,
         seed=13,
         workers=0,
-        bfloat16=True,
+        attraction="mean",
         validate_every=100,
-        validation_pairs=12,
-        scenes=replace(SCENES, photometric=0.7),
     ),
 )
 

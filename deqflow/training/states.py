@@ -12,7 +12,6 @@ import torch
 from deqflow.data.writing import not_written, whole
 
 KEPT = 3
-_EARLIER = "last.pt"  # earlier versions of this package kept one state, under this name
 
 
 def save_state(state: dict[str, Any], folder: Path, step: int) -> Path:
@@ -45,7 +44,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: there are states, but all are damaged.
     """
-    paths = [*_newest_first(folder), *([folder / _EARLIER] if (folder / _EARLIER).exists() else [])]
+    paths = _newest_first(folder)
     for path in paths:
         try:
             return _read(path)

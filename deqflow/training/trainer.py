@@ -200,16 +200,15 @@ class Trainer:
         """The loss, made at the first step because parameters may be frozen until then."""
         return self.processes.wrap(Objective(self.estimator, self.config, self._teacher))
 
-    @cached_property
+    @property
     def _shares(self) -> Shares:
-        return Shares(self.config, process=self.processes.index, processes=self.processes.count)
+        """The share of this process in the pairs of each remaining step."""
+        return Shares(self.config, first=self.step, process=self.processes.index, processes=self.processes.count)
 
     def _batches(self) -> DataLoader[FlowSample]:
-        """The share of this process in the pairs of each remaining step."""
-        shares = Shares(self.config, first=self.step, process=self.processes.index, processes=self.processes.count)
         return DataLoader(
             training_pairs(self.config),
-            batch_sampler=shares,
+            batch_sampler=self._shares,
             num_workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
             # Without this generator the loader would use torch's global one, and a continued run would draw twice.
@@ -291,11 +290,10 @@ class Trainer:
         self.estimator.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state.get("scaler", {})) if self.config.float16 else None
+        self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.recent = state["step"], state["seconds"], state["recent"]
-        generators = state.get("random", [])  # earlier versions did not save them
-        if self.processes.index < len(generators):
-            self._random = generators[self.processes.index]
+        if self.processes.index < len(state["random"]):
+            self._random = state["random"][self.processes.index]
 
     def _require_shares(self) -> None:
         shares = self.processes.count * self.config.accumulate

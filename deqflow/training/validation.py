@@ -9,9 +9,8 @@ from torch import Tensor
 
 from deqflow.data.datasets import FlowSample
 from deqflow.data.metrics import mean_endpoint_error
-from deqflow.data.synthetic import SyntheticPairs
+from deqflow.model.budgets import flows_after
 from deqflow.model.estimator import FlowEstimator
-from deqflow.solvers import Stop
 
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -30,18 +29,6 @@ class Validation:
     errors: dict[int, float]
     residuals: dict[int, float]
     evaluations: float
-
-
-def validation_errors(
-    estimator: FlowEstimator,
-    pairs: SyntheticPairs,
-    evals: tuple[int, ...],
-    device: torch.device | str = "cpu",
-    autocast: Context = nullcontext,
-) -> dict[int, float]:
-    """Mean end-point error in px over pairs, after each of the given numbers of evaluations (no early stop)."""
-    rows = measure_pairs(estimator, (pairs[i] for i in range(len(pairs))), evals, device, autocast)
-    return summarise(rows.sum(0), len(pairs), evals).errors
 
 
 def measure_pairs(
@@ -70,18 +57,11 @@ def summarise(total: Tensor, pairs: int, evals: Sequence[int]) -> Validation:
 def _measure_pair(
     estimator: FlowEstimator, pair: FlowSample, evals: list[int], device: torch.device | str, autocast: Context
 ) -> list[float]:
-    """Measure a pair in one solve: each number of evaluations continues from the state of the one before."""
+    """Measure a pair for all numbers of evaluations in one solve."""
     image1, image2, flow, valid, _ = (tensor[None].to(device) for tensor in pair)
-    errors, traces, state, before = [], [], None, 0
-    for k in evals:
-        with autocast():
-            output = estimator(image1, image2, start=state, stop=Stop(max_evals=k - before, atol=0.0))
-        errors.append(float(mean_endpoint_error(output.flow, flow, valid)))
-        trace = output.solve.trace[:, 0]
-        # A solve that reaches an exact fixed point ends early: its last residual is repeated.
-        traces.append(torch.cat([trace, trace[-1:].expand(k - before - len(trace))]))
-        state, before = output.state, k
-    trace = torch.cat(traces)
-    settled = (trace <= estimator.equilibrium.eval_stop.atol).nonzero()
-    evaluations = float(settled[0] + 1) if len(settled) else float(evals[-1])
-    return [*errors, *(float(trace[k - 1]) for k in evals), evaluations]
+    with autocast():
+        flows, solved = flows_after(estimator, image1, image2, evals)
+    errors = [float(mean_endpoint_error(flows[k], flow, valid)) for k in evals]
+    residuals = [float(solved.kept[k].residual) for k in evals]
+    settled = (solved.trace[:, 0] <= estimator.equilibrium.eval_stop.atol).nonzero()
+    return [*errors, *residuals, float(settled[0] + 1) if len(settled) else float(evals[-1])]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -27,8 +28,6 @@ from deqflow.video.policies import (
     CutRule,
     Policy,
     carry,
-    check_policy,
-    default_policy,
     photometric_error,
 )
 
@@ -90,8 +89,10 @@ class VideoFlow:
         cut: CutRule | None = DEFAULT_CUT,
         scales: Sequence[float] = (1.0,),
     ) -> None:
-        policy = default_policy(estimator.recurrent) if policy is None else policy
-        check_policy(policy)
+        if policy is None:  # a recurrent model's hidden state comes from the image
+            policy = "flow" if estimator.recurrent else "warp"
+        if policy not in get_args(Policy):
+            raise ValueError(f"Unknown policy {policy!r}: expected one of {', '.join(get_args(Policy))}.")
         check_scales(scales)
         self.scales = tuple(scales)
         self.estimator, self.stop, self.rule = estimator, stop, rule

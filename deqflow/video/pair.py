@@ -1,4 +1,4 @@
-"""The flow of two images in one call."""
+"""The flow of two images in one call, :func:`deqflow.flow`; it also reads image files, which the model does not."""
 
 from collections.abc import Sequence
 from pathlib import Path

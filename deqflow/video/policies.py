@@ -3,7 +3,7 @@
 import statistics
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,6 @@ from deqflow.model.state import FlowState
 
 Policy = Literal["reset", "reuse", "warp", "flow"]
 ARRIVED = 0.25  # share of a pixel's weight; weaker arrivals come from a neighbour's border
-
-
-def check_policy(policy: str) -> None:
-    """Raise ValueError unless ``policy`` is the name of a policy."""
-    if policy not in get_args(Policy):
-        raise ValueError(f"Unknown policy {policy!r}: expected one of {', '.join(get_args(Policy))}.")
-
-
-def default_policy(recurrent: bool) -> Policy:
-    """The policy for a model: "flow" for recurrent ones, whose hidden state comes from the image, "warp" for others."""
-    return "flow" if recurrent else "warp"
 
 
 def carry(state: FlowState, policy: Policy, own: FlowState | None = None) -> FlowState | None:

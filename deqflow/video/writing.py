@@ -1,5 +1,6 @@
 """Files that hold a video's flow: a film, one file per frame, statistics."""
 
+import io
 import math
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from deqflow.data.colors import flow_to_rgb
 from deqflow.data.flow_files import write_flow
-from deqflow.data.writing import not_written, unfinished_name, whole
+from deqflow.data.writing import not_written, unfinished_name, write_whole
 from deqflow.video.containers import is_whole
 from deqflow.video.estimation import VideoStep
 
@@ -228,10 +229,6 @@ class Statistics:
         path = Path(path)
         if path.suffix != ".npz":
             raise ValueError(f"Statistics are written as .npz, got {path}.")
-        arrays: dict[str, Any] = {name: self[name] for name in self.QUANTITIES}
-        try:
-            with whole(path) as unfinished:
-                np.savez(unfinished, **arrays)
-        except OSError as error:
-            raise not_written(path, error) from error
-        return path
+        content, arrays = io.BytesIO(), dict[str, Any]((name, self[name]) for name in self.QUANTITIES)
+        np.savez(content, **arrays)
+        return write_whole(path, content.getvalue())

@@ -14,7 +14,6 @@ from deqflow.data.synthetic import (
     SyntheticVideo,
     Weather,
     photograph_files,
-    photographs,
     random_shape,
     random_texture,
     textures,
@@ -35,8 +34,8 @@ def own_photographs(tmp_path) -> Path:
 
 
 def test_photographs_are_read_once_and_of_moderate_size():
-    images = photographs()
-    assert all(one is other for one, other in zip(images, photographs(), strict=True))
+    images = [read_photograph(path) for path in photograph_files()]
+    assert all(image is read_photograph(path) for image, path in zip(images, photograph_files(), strict=True))
     assert len(images) == len(PHOTOGRAPHS) == len(set(PHOTOGRAPHS))
     for image in images:
         assert image.dtype == np.uint8
@@ -54,7 +53,7 @@ def test_packages_add_their_photographs():
     pytest.importorskip("matplotlib")
     names = [file.name for file in photograph_files(("scikit-image", "matplotlib"))]
     assert names == [*PHOTOGRAPHS, "grace_hopper.jpg"]
-    assert photographs(("matplotlib",))[0].shape[2] == 3
+    assert read_photograph(photograph_files(("matplotlib",))[0]).shape[2] == 3
 
 
 def test_scikit_learn_brings_two(tmp_path, monkeypatch):

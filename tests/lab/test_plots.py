@@ -10,6 +10,7 @@ import torch
 from deqflow.data.colors import flow_to_rgb
 from deqflow.evidence.diagnostics import principal_components, record_trajectories, sparsification
 from deqflow.lab import plots
+from deqflow.lab.plots.style import full_color
 from deqflow.solvers import Picard, Stop, solve
 
 
@@ -23,6 +24,15 @@ def test_images_shows_each_picture_under_its_title_and_marks_points(picture):
     assert [axis.get_title() for axis in figure.axes] == ["color", "gray"]
     assert len(figure.axes[0].lines) == 0
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[3.0, 4.0]]
+
+
+def test_the_full_colour_is_that_of_long_finite_vectors():
+    lengths = torch.arange(101.0)
+    flow = torch.stack([lengths, torch.zeros(101)])
+    assert full_color(flow) == full_color(flow.view(2, 1, 101)) == 99.0
+    assert full_color(torch.cat([flow, torch.full((2, 50), torch.nan)], 1)) == 99.0
+    assert full_color(flow / 1000) == 0.5  # a still pair is not drawn in full colours
+    assert full_color(torch.full((2, 3, 4), torch.inf)) == 0.5
 
 
 def test_flows_share_one_scale_that_the_wheel_names(generator):

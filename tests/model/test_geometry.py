@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from deqflow.model.geometry import (
     Padding,
+    enlarge_convex,
     fill_holes,
     pixel_grid,
     project_forward,
     sample_bilinear,
     upsample_bilinear,
-    upsample_convex,
     warp,
 )
 
@@ -108,7 +108,7 @@ def test_bilinear_upsampling_of_a_ramp_is_a_ramp():
 def test_convex_upsampling_keeps_a_constant_inside_and_scales_it(generator, factor):
     flow = torch.tensor([1.5, -0.25]).view(1, 2, 1, 1).expand(2, 2, 5, 6)
     mask = 3 * torch.randn(2, 9 * factor**2, 5, 6, generator=generator)
-    fine = upsample_convex(flow, mask, factor)
+    fine = enlarge_convex(factor * flow, mask, factor)
     assert fine.shape == (2, 2, 5 * factor, 6 * factor)
     inner = fine[..., factor:-factor, factor:-factor]
     torch.testing.assert_close(inner, (factor * flow[..., :1, :1]).expand_as(inner))
@@ -120,7 +120,7 @@ def test_convex_upsampling_equals_a_direct_loop(generator, height, width):
     factor = 4
     flow = torch.randn(2, 2, height, width, generator=generator, dtype=torch.float64)
     mask = torch.randn(2, 9 * factor**2, height, width, generator=generator, dtype=torch.float64)
-    got = upsample_convex(flow, mask, factor)
+    got = enlarge_convex(factor * flow, mask, factor)
     padded = F.pad(flow, (1, 1, 1, 1))
     for y in range(factor * height):
         for x in range(factor * width):

@@ -16,7 +16,7 @@ from deqflow.model.correlation import correlate
 from deqflow.model.sizes import SIZES
 from deqflow.model.state import FlowState
 from deqflow.solvers import Anderson, Picard, Status, Stop, rescue, scipy_solver, solve
-from deqflow.training.validation import validation_errors
+from deqflow.training.validation import measure_pairs, summarise
 from deqflow.video import VideoFlow
 
 THREE = Stop(max_evals=3, atol=0.0)
@@ -270,7 +270,7 @@ def test_validation_of_a_flow_head_at_zero_works():
     torch.nn.init.zeros_(estimator.update.head.conv2.weight)
     torch.nn.init.zeros_(estimator.update.head.conv2.bias)
     pairs = SyntheticPairs(2, config=SCENES)
-    errors = validation_errors(estimator, pairs, (1, 4))
+    errors = summarise(measure_pairs(estimator, pairs, (1, 4)).sum(0), 2, (1, 4)).errors
     length = sum(float(pair.flow.norm(dim=0).mean()) for pair in pairs) / 2
     assert list(errors) == [1, 4]
     assert errors[4] == pytest.approx(length, rel=0.01)

@@ -13,7 +13,7 @@ from deqflow.data.synthetic import SyntheticPairs
 from deqflow.equilibrium import Phantom, Unrolled
 from deqflow.model import checkpoints
 from deqflow.solvers import Stop
-from deqflow.training import HELD_OUT_SEED, Progress, TrainConfig, Trainer, make_estimator, validation_errors
+from deqflow.training import HELD_OUT_SEED, Progress, TrainConfig, Trainer, make_estimator
 from deqflow.training.losses import correction_loss, jacobian_penalty
 from deqflow.training.objective import draw_step
 from deqflow.training.validation import measure_pairs, summarise
@@ -221,7 +221,7 @@ def test_bfloat16_is_for_the_arithmetic_alone(tmp_path):
 def test_validation_is_the_mean_error_after_so_many_evaluations(training_mode):
     estimator = make_estimator(QUICK).train(training_mode)
     pairs = SyntheticPairs(2, seed=HELD_OUT_SEED, config=SCENES)
-    errors = validation_errors(estimator, pairs, (5, 2, 9))
+    errors = summarise(measure_pairs(estimator, pairs, (5, 2, 9)).sum(0), 2, (5, 2, 9)).errors
     assert estimator.training is training_mode
     assert errors.keys() == {2, 5, 9}
     estimator.eval()

@@ -184,16 +184,6 @@ def test_how_many_workers_there_are_may_change(tmp_path):
     assert Trainer(dataclasses.replace(config, workers=3, data_root="elsewhere"), tmp_path).finished
 
 
-def test_a_state_of_an_earlier_version_is_gone_on_from(finished, tmp_path):
-    state = torch.load(finished / "state-0000004.pt", weights_only=True)
-    torch.save({key: state[key] for key in state if key not in ("scaler", "random")}, tmp_path / "last.pt")
-    (tmp_path / "log.csv").write_bytes((finished / "log.csv").read_bytes())
-    trainer = Trainer(CONFIG, tmp_path)
-    assert trainer.step == 4
-    trainer.run()
-    assert_equal_runs(tmp_path, finished)
-
-
 class after(Event):  # noqa: N801 (reads as a sentence)
     """An event that is set once it was asked so many times."""
 

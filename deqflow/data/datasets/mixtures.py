@@ -17,7 +17,7 @@ Stage = Literal["chairs", "things", "sintel", "kitti"]
 
 
 class Samples(Protocol):
-    """A map-style set, such as a :class:`deqflow.data.datasets.FlowDataset`."""
+    """Samples by index: a list, or a set such as a :class:`deqflow.data.datasets.FlowDataset`."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> FlowSample: ...

@@ -97,11 +97,6 @@ def read_photograph(path: Path) -> np.ndarray:
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def photographs(packages: Sequence[Package] = ("scikit-image",), folder: str | None = None) -> tuple[np.ndarray, ...]:
-    """All photographs of :func:`photograph_files`, read by :func:`read_photograph`."""
-    return tuple(read_photograph(path) for path in photograph_files(tuple(packages), folder))
-
-
 def random_texture(config: SceneConfig, rng: np.random.Generator, *, plain: float = 0.0) -> Texture:
     """Draw a texture at a random position, angle and size. It is plain with the probability ``plain``."""
     colours = None

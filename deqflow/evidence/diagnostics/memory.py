@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class _Held:
@@ -108,8 +109,4 @@ class LiveTensors(TorchDispatchMode):
 
 def _tensors(values: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and dictionaries."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = list(values.values())
-    return [t for value in values for t in _tensors(value)] if isinstance(values, (tuple, list)) else []
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

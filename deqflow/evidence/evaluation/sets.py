@@ -6,11 +6,12 @@ A benchmark also has *subsets*: the few pairs of it that are freely available, o
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch.utils.data import Subset
 
-from deqflow.data.datasets import FlowDataset, FlowSample, available_benchmarks, motorcycle
+from deqflow.data.datasets import FlowDataset, available_benchmarks, motorcycle
+from deqflow.data.datasets.mixtures import Samples
 from deqflow.data.synthetic import RICH_SCENES, SceneConfig, SyntheticPairs
 from deqflow.evidence.evaluation.config import EvaluationConfig, Place
 from deqflow.training import HELD_OUT_SEED
@@ -27,13 +28,6 @@ SUBSETS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-class Pairs(Protocol):
-    """Samples by index: a list, or a data set."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> FlowSample: ...
-
-
 class EvaluationSet(NamedTuple):
     """Pairs with known flow, and how their benchmark treats them.
 
@@ -44,7 +38,7 @@ class EvaluationSet(NamedTuple):
         place: of an image in the padded one in the published programs.
     """
 
-    pairs: Pairs
+    pairs: Samples
     pooled: bool = False
     place: Place = "centre"
 
@@ -79,7 +73,7 @@ def procedural_pairs(count: int, scenes: SceneConfig | None = None) -> Synthetic
     )
 
 
-def subset(pairs: FlowDataset, files: Sequence[str]) -> Pairs | None:
+def subset(pairs: FlowDataset, files: Sequence[str]) -> Samples | None:
     """The pairs of a benchmark with these flow files, in their order; None if one of them is missing.
 
     Args:
@@ -93,7 +87,7 @@ def subset(pairs: FlowDataset, files: Sequence[str]) -> Pairs | None:
     return Subset(pairs, found) if len(found) == len(files) else None
 
 
-def _spread(pairs: Pairs, most: int | None) -> Pairs:
+def _spread(pairs: Samples, most: int | None) -> Samples:
     """At most ``most`` of the pairs, evenly spread over them."""
     if most is None or len(pairs) <= most:
         return pairs

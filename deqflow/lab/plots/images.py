@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from deqflow.data.colors import color_wheel, flow_to_rgb
-from deqflow.lab.plots.style import INK
+from deqflow.lab.plots.style import INK, full_color
 
 PANEL = 4.2  # width of a panel, in inches
 
@@ -48,8 +48,7 @@ def flows(fields: Mapping[str, Tensor], *, largest: float | None = None, columns
         columns: panels in a row.
     """
     if largest is None:
-        lengths = torch.cat([torch.linalg.vector_norm(field, dim=0).flatten() for field in fields.values()])
-        largest = max(float(np.percentile(lengths[lengths.isfinite()].detach().cpu().numpy(), 99)), 0.5)
+        largest = full_color(torch.cat([field.flatten(1) for field in fields.values()], 1))
     figure, axes = _panels(fields, columns)
     for axis, field in zip(axes, fields.values(), strict=False):
         axis.imshow(flow_to_rgb(field, largest=largest))

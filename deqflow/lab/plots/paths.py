@@ -14,7 +14,7 @@ from torch import Tensor
 from deqflow.data.colors import flow_to_rgb
 from deqflow.evidence.diagnostics import Projection, Trajectory
 from deqflow.lab.plots.encoding import png_address
-from deqflow.lab.plots.style import COLORS, LEGEND_BELOW, TEMPLATE
+from deqflow.lab.plots.style import COLORS, LEGEND_BELOW, TEMPLATE, full_color
 
 _DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 
@@ -103,7 +103,7 @@ def film(
     if set(lengths.values()) != {len(numbers)}:
         raise ValueError(f"film expects an image for each of {len(numbers)} evaluations, got {lengths}.")
     if largest is None:
-        largest = max(float(np.percentile(torch.linalg.vector_norm(flow, dim=1).cpu().numpy(), 99)), 0.5)
+        largest = full_color(flow.movedim(1, 0))
     rows = [[png_address(flow_to_rgb(field, largest=largest)) for field in flow]]
     rows += [[png_address(log_colors(values, scale)) for values in stack] for stack in maps.values()]
     # The caption has two lines because narrow pages have no room for one long line.
@@ -144,10 +144,10 @@ def _symbols(count: int) -> list[str]:
 def log_colors(values: Tensor, scale: tuple[float, float]) -> np.ndarray:
     """A map, (H, W), in magma's colours on a logarithmic scale, grey where not known: (H, W, 3) uint8."""
     low, high = (math.log10(end) for end in scale)
-    known = torch.isfinite(values)
+    known = torch.isfinite(values).cpu().numpy()
     place = (values.clamp(min=scale[0]).log10() - low) / (high - low)
-    colors = plt.get_cmap("magma")(np.ma.array(place.cpu().numpy(), mask=~known.cpu().numpy()), bytes=True)[..., :3]
-    return np.where(known.cpu().numpy()[..., None], colors, 153).astype(np.uint8)
+    colors = plt.get_cmap("magma")(np.ma.array(place.cpu().numpy(), mask=~known), bytes=True)[..., :3]
+    return np.where(known[..., None], colors, 153).astype(np.uint8)
 
 
 def _bar(scale: tuple[float, float], unit: str) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
+import torch
+from torch import Tensor
 
 INK = "#7b7b7b"  # of text and axes; its contrast with a white and with a dark background is about equal
 GRID = "rgba(128, 128, 128, 0.25)"
@@ -32,3 +35,14 @@ def _template() -> go.layout.Template:
 
 
 TEMPLATE = _template()
+
+
+def full_color(flow: Tensor) -> float:
+    """The length in px that gets the full colour: 99 % of the finite vectors are no longer; at least 0.5 px.
+
+    Args:
+        flow: (2, ...) in pixels.
+    """
+    lengths = torch.linalg.vector_norm(flow.detach(), dim=0).cpu()
+    finite = lengths[lengths.isfinite()].numpy()
+    return max(float(np.percentile(finite, 99)), 0.5) if len(finite) else 0.5

@@ -76,7 +76,7 @@ def build_reports(
 
 def write_index(folder: Path, published: Path, waiting: Sequence[Path] = ()) -> None:
     """Write the index of the reports in a folder; it also names the notebooks that wait to be run."""
-    to_come = [(path.stem, _title(nbformat.read(path, as_version=4), path.stem)) for path in waiting]
+    to_come = [_named(path) for path in waiting]
     write_whole(folder / "index.html", to_index(all_runs(folder), provenance(), _published(published), to_come))
 
 
@@ -117,12 +117,9 @@ def _page(path: Path, run: NotebookRun, facts: Mapping[str, Any]) -> Page:
     """The facts on the page of a notebook; its neighbours are those in the notebook's folder."""
     paths = find_notebooks(path.parent) if path.name[0].isdigit() else [path]
     names = [each.stem for each in paths]
-    before, after = None, None
     place = names.index(path.stem)
-    if place > 0:
-        before = names[place - 1], _title(nbformat.read(paths[place - 1], as_version=4), names[place - 1])
-    if place + 1 < len(names):
-        after = names[place + 1], _title(nbformat.read(paths[place + 1], as_version=4), names[place + 1])
+    before = _named(paths[place - 1]) if place > 0 else None
+    after = _named(paths[place + 1]) if place + 1 < len(paths) else None
     return Page(run.title, run.error, facts, before, after, names)
 
 
@@ -175,6 +172,11 @@ def all_runs(folder: Path) -> list[NotebookRun]:
 def _published(folder: Path) -> dict[str, dict[str, Any]]:
     """The committed results of notebooks, by name."""
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("[0-9]*.json")}
+
+
+def _named(path: Path) -> tuple[str, str]:
+    """A notebook's name and title."""
+    return path.stem, _title(nbformat.read(path, as_version=4), path.stem)
 
 
 def _title(notebook: nbformat.NotebookNode, otherwise: str) -> str:

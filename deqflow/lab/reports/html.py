@@ -86,8 +86,7 @@ def to_html(notebook: nbformat.NotebookNode, page: Page) -> str:
     exporter = HTMLExporter(template_name="lab", raw_template=_CELLS)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     body, _ = exporter.from_notebook_node(notebook)
-    for i, formula in enumerate(formulas):
-        body = body.replace(_name(i), formula)
+    body = _with_formulas(body, formulas)
     for name in page.known:
         body = body.replace(f'href="{name}.ipynb"', f'href="{name}.html"')
     contents, made = _contents(body), _made(page)
@@ -134,17 +133,8 @@ def _whole_page(page: Page, body: str, contents: str, *, plots: bool) -> str:
     short = "".join(_link(rel, text, to) for rel, text, to in neighbours if to)
     long = "".join(_link(rel, f"{text}: {to[1]}", to) for rel, text, to in neighbours if to)
     failed = f"<b>This run failed.</b> {html.escape(page.error)}" if page.error else ""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(page.title)}</title>
-<style>{style}</style>
-{f'<script src="{PLOTLY}"></script>' if plots else ""}
-</head>
-<body>
-<nav class="bar" aria-label="Pages"><a href="index.html">All notebooks</a>{short}
+    head = f'<script src="{PLOTLY}"></script>' if plots else ""
+    content = f"""<nav class="bar" aria-label="Pages"><a href="index.html">All notebooks</a>{short}
 <button class="on" id="all-code" type="button" aria-pressed="false" hidden>Show code</button></nav>
 <div class="page">
 <nav class="contents" aria-label="Contents">{contents}</nav>
@@ -153,10 +143,34 @@ def _whole_page(page: Page, body: str, contents: str, *, plots: bool) -> str:
 <nav class="ends" aria-label="Neighbours">{long}</nav>
 </main>
 </div>
-<script>{(here / "page.js").read_text()}</script>
+<script>{(here / "page.js").read_text()}</script>"""
+    return document(html.escape(page.title), style, content, head)
+
+
+def document(title: str, style: str, content: str, head: str = "") -> str:
+    """A whole page: its title and content, as HTML, its CSS, and what else its head holds."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+{head}
+</head>
+<body>
+{content}
 </body>
 </html>
 """
+
+
+def origin_texts(origin: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Commit, machine and versions of a provenance (:func:`deqflow.evidence.provenance.provenance`), in words."""
+    commit = (origin["commit"] or "unknown")[:10] + (" with local changes" if origin["modified"] else "")
+    hardware = origin["hardware"]
+    machine = ", ".join([hardware["processor"], f"{hardware['threads']} threads", *hardware["gpus"]])
+    return commit, machine, ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
 
 
 def _link(rel: str, text: str, to: tuple[str, str]) -> str:
@@ -170,10 +184,7 @@ def _made(page: Page) -> str:
     facts = page.facts
     if not facts:
         return ""
-    name, hardware = html.escape(facts["notebook"]), facts["hardware"]
-    commit = (facts["commit"] or "unknown")[:10] + (" with local changes" if facts["modified"] else "")
-    machine = ", ".join([hardware["processor"], f"{hardware['threads']} threads", *hardware["gpus"]])
-    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
+    name, (commit, machine, versions) = html.escape(facts["notebook"]), origin_texts(facts)
     profile = "" if facts["profile"] == "short" else f" --profile {facts['profile']}"
     summary = f"Run on {facts['date'][:10]} in {facts['seconds']:.0f} s ({facts['profile']} profile), commit {commit}"
     return f"""<details class="made facts"><summary>{html.escape(summary)}</summary>
@@ -244,10 +255,7 @@ def _as_still(figure: str, choices: Sequence[Mapping[str, Any]]) -> str:
 def typeset(text: str, to_body: Callable[[str], str]) -> str:
     """Return Markdown as HTML with its formulas as MathML; ``to_body`` converts the rest."""
     formulas: list[str] = []
-    body = to_body(_MATHS.sub(lambda match: _set_aside(match, formulas), text))
-    for i, formula in enumerate(formulas):
-        body = body.replace(_name(i), formula)
-    return body
+    return _with_formulas(to_body(_MATHS.sub(lambda match: _set_aside(match, formulas), text)), formulas)
 
 
 def _set_aside(match: re.Match[str], formulas: list[str]) -> str:
@@ -259,8 +267,8 @@ def _set_aside(match: re.Match[str], formulas: list[str]) -> str:
     for known, simpler in _LATEX.items():
         latex = latex.replace(known, simpler)
     formulas.append(convert(latex, display="block" if block else "inline"))
-    return _name(len(formulas) - 1)
+    return f"deqflowformula{len(formulas) - 1}end"
 
 
-def _name(number: int) -> str:
-    return f"deqflowformula{number}end"
+def _with_formulas(body: str, formulas: Sequence[str]) -> str:
+    return re.sub(r"deqflowformula(\d+)end", lambda match: formulas[int(match[1])], body)

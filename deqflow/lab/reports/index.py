@@ -9,7 +9,7 @@ from typing import Any
 
 from deqflow.lab.notebook import as_text
 from deqflow.lab.reports.differences import TOLERANCE, differences
-from deqflow.lab.reports.html import PLOTLY, PLOTLY_JSON, plotly_call
+from deqflow.lab.reports.html import PLOTLY, PLOTLY_JSON, document, origin_texts, plotly_call
 
 RELOAD = 10  # seconds after which an index reloads itself while reports are still being written
 _UNITS = {"px": "px", "ms": "ms", "s": "s", "seconds": "s", "mib": "MiB", "percent": "%"}
@@ -67,22 +67,9 @@ def to_index(
     to_come = dict(waiting)
     cards = {run.name: _card(run, published.get(run.name), to_come) for run in runs}
     cards |= {name: _card_to_come(name, title, to_come) for name, title in waiting if name not in cards}
-    commit = (origin["commit"] or "unknown")[:10] + (" with local changes" if origin["modified"] else "")
-    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    hardware = origin["hardware"]
-    machine = ", ".join([hardware["processor"], f"threads: {hardware['threads']}", *hardware["gpus"]])
+    commit, machine, versions = origin_texts(origin)
     reload = f'<meta http-equiv="refresh" content="{RELOAD}">' if waiting else ""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">{reload}
-<title>deqflow: notebooks</title>
-<script src="{PLOTLY}"></script>
-<style>{(Path(__file__).parent / "index.css").read_text()}</style>
-</head>
-<body>
-<header>
+    content = f"""<header>
 <h1>deqflow</h1>
 <p class="lead">Deep equilibrium optical flow, a notebook a card. {_state(runs, waiting)}</p>
 </header>
@@ -93,10 +80,9 @@ def to_index(
 <p>A number is marked where it differs from the published one (reports/published) by more than {TOLERANCE:.0%}; times
 are not compared, nor is a run with one of another profile.</p>
 <p>Commit {escape(commit)}. {escape(versions)}. {escape(machine)}.</p>
-</footer>
-</body>
-</html>
-"""
+</footer>"""
+    style = (Path(__file__).parent / "index.css").read_text()
+    return document("deqflow: notebooks", style, content, f'<script src="{PLOTLY}"></script>{reload}')
 
 
 def _state(runs: Sequence[NotebookRun], waiting: Sequence[tuple[str, str]]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from nbconvert.filters import markdown2html
 
 from deqflow.data.writing import write_whole
-from deqflow.lab.reports.html import code_colors, typeset
+from deqflow.lab.reports.html import code_colors, document, typeset
 
 TEXTS = ("README.md", "CHANGELOG.md", "docs/*.md", "data/README.md", "reports/README.md", "deqflow/weights/README.md")
 _LINK = re.compile(r'(?P<name>href|src)="(?P<target>[^"]+)"')
@@ -138,20 +138,8 @@ def _text_page(root: Path, text: Path, links: _Links, menu: dict[str, str]) -> s
     body = links.follow(body, PurePosixPath(text.as_posix()), here)
     title = re.search(r"<h1[^>]*>(.*?)(<a|</h1>)", body, re.DOTALL)
     name = re.sub("<[^>]+>", "", title[1]) if title else text.stem
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title>
-<style>{(Path(__file__).parent / "page.css").read_text()}{code_colors()}</style>
-</head>
-<body>
-{_nav(menu, here)}
-<div class="text"><main>{body}</main></div>
-</body>
-</html>
-"""
+    style = (Path(__file__).parent / "page.css").read_text() + code_colors()
+    return document(name, style, f'{_nav(menu, here)}\n<div class="text"><main>{body}</main></div>')
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from deqflow.data.colors import flow_to_rgb
 from deqflow.lab.plots.encoding import png_address
-from deqflow.lab.plots.style import COLORS, INK, TEMPLATE
+from deqflow.lab.plots.style import COLORS, INK, TEMPLATE, full_color
 from deqflow.lab.widgets.runs import SolverRun
 
-HOVER = "%{y:.3g} px after %{x} evaluations"
 STILL_WIDTH = 240  # largest width of a still's maps in pixels, to keep pages small
 
 
@@ -35,9 +34,8 @@ def error_rgb(error: Tensor, largest: float) -> np.ndarray:
 def scales(run: SolverRun) -> tuple[float, float]:
     """Lengths in pixels that get the full colour, of the flow and of its error."""
     known = run.pair.flow[:, run.pair.valid] if run.error is not None else run.flow.flatten(1)
-    flow = float(np.percentile(known.norm(dim=0).numpy(), 99))
     error = 1.0 if run.error is None else float(np.nanpercentile(run.error.numpy(), 98))
-    return max(flow, 0.5), max(error, 0.5)
+    return full_color(known), max(error, 0.5)
 
 
 def runs_table(runs: Sequence[tuple[str, SolverRun]]) -> str:
@@ -60,9 +58,7 @@ def residuals(runs: Sequence[tuple[SolverRun, str, str]]) -> bytes:
         axes.plot(np.arange(1, len(known) + 1), known, color=color, label=name, linewidth=1.8, marker="o", markersize=3)
     axes.set_yscale("log")
     axes.minorticks_off()
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
-    for text in legend.get_texts():
-        text.set_color(INK)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False, labelcolor=INK)
     return figure_png(figure)
 
 
@@ -86,19 +82,6 @@ def figure_png(figure: Figure) -> bytes:
         return file.getvalue()
 
 
-def curve(run: SolverRun, name: str, color: str) -> dict:
-    """The arguments of a run's curve."""
-    return {
-        "x": list(range(1, run.evaluations + 1)),
-        "y": list(run.trace),
-        "name": name,
-        "mode": "lines+markers",
-        "line": {"color": color, "width": 2},
-        "marker": {"size": 4},
-        "hovertemplate": HOVER,
-    }
-
-
 def still(runs: Sequence[SolverRun]) -> go.Figure:
     """The flow and error map of each run, one run below the other, and under them all residuals in one diagram."""
     count = len(runs)
@@ -111,7 +94,17 @@ def still(runs: Sequence[SolverRun]) -> go.Figure:
     largest, worst = scales(runs[0])
     for row, (run, color) in enumerate(zip(runs, COLORS, strict=False), 1):
         _maps(figure, run, row, largest)
-        figure.add_scatter(**curve(run, run.settings.label, color), row=count + 1, col=1)
+        figure.add_scatter(
+            x=list(range(1, run.evaluations + 1)),
+            y=list(run.trace),
+            name=run.settings.label,
+            mode="lines+markers",
+            line={"color": color, "width": 2},
+            marker={"size": 4},
+            hovertemplate="%{y:.3g} px after %{x} evaluations",
+            row=count + 1,
+            col=1,
+        )
     figure.update_xaxes(title_text="evaluations of f", row=count + 1, col=1)
     narrow = {"title": {"text": "residual (px)", "standoff": 2}, "tickfont": {"size": 10}}  # for narrow pages
     figure.update_yaxes({**narrow, "type": "log", "tickformat": "~g"}, row=count + 1, col=1)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import ipywidgets as widgets
-import numpy as np
 import plotly.graph_objects as go
 import torch
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from deqflow.evidence.diagnostics import Recording
 from deqflow.lab import plots
 from deqflow.lab.plots.encoding import png
 from deqflow.lab.plots.paths import log_colors
-from deqflow.lab.plots.style import COLORS, INK
+from deqflow.lab.plots.style import COLORS, INK, full_color
 from deqflow.lab.widgets.base import CaptionedImage, Choice, StillPanel, row
 from deqflow.lab.widgets.drawing import figure_png, plain_axes
 from deqflow.lab.widgets.runs import reduced
@@ -58,13 +57,9 @@ class EvaluationPanel(StillPanel):
         self.pair, self.numbers = reduced(pair, width), tuple(sorted(numbers))
         self._solve(model, rule or Picard())
         known = self.pair.flow[:, self.pair.valid] if self.error is not None else self.flow[-1].flatten(1)
-        self._largest = max(float(np.percentile(known.norm(dim=0).numpy(), 99)), 0.5)
+        self._largest = full_color(known)
         self._drawn = {"flow": [png(flow_to_rgb(flow, largest=self._largest)) for flow in self.flow]}
-        self._drawn |= {
-            name: [png(log_colors(each, SCALE)) for each in values]
-            for name, values in self._maps.items()
-            if name != "flow"
-        }
+        self._drawn |= {name: [png(log_colors(each, SCALE)) for each in maps] for name, maps in self._maps.items()}
         options = [(str(number), place) for place, number in enumerate(self.numbers)]
         layout, style = widgets.Layout(width="min(50rem, 100%)"), {"description_width": "9rem"}
         self.slider = widgets.SelectionSlider(
@@ -72,7 +67,7 @@ class EvaluationPanel(StillPanel):
         )
         self.play = widgets.Play(min=0, max=len(self.numbers) - 1, interval=500, description="Play")
         widgets.link((self.play, "value"), (self.slider, "value"))
-        self.images = {name: CaptionedImage() for name in self._maps}
+        self.images = {name: CaptionedImage() for name in self._drawn}
         self.curves = CaptionedImage("min(50rem, 100%)")
         super().__init__()
         self.children = (row([self.play, self.slider]), self.message, row([*self.images.values()]), self.curves)
@@ -94,9 +89,8 @@ class EvaluationPanel(StillPanel):
 
     def still(self) -> go.Figure:
         """The same slider over the same images, as a figure that needs no kernel."""
-        maps = {name: values for name, values in self._maps.items() if name != "flow"}
         place = int(self.slider.value)
-        return plots.film(self.numbers, self.flow, maps, largest=self._largest, scale=SCALE, first=place)
+        return plots.film(self.numbers, self.flow, self._maps, largest=self._largest, scale=SCALE, first=place)
 
     def choices(self) -> list[Choice]:
         """The position of the slider."""
@@ -116,7 +110,7 @@ class EvaluationPanel(StillPanel):
         self.numbers = recording.numbers  # fewer if the solve reached its fixed point exactly
         error = endpoint_error(self.flow, self.pair.flow.expand_as(self.flow)).where(self.pair.valid, torch.nan)
         self.error = error if bool(error.isfinite().any()) else None
-        self._maps = {"flow": self.flow, "residual": self.residual}
+        self._maps = {"residual": self.residual}
         if self.error is not None:
             self._maps["error"] = self.error
 
@@ -127,14 +121,12 @@ class EvaluationPanel(StillPanel):
         """Mean residual and error against evaluations, with a line at the one that is shown."""
         figure = Figure(figsize=(7.2, 2.8), layout="constrained")
         axes = plain_axes(figure.subplots(), "Means over the image", "evaluations of f", "px")
-        shown = [(name, values) for name, values in self._maps.items() if name != "flow"]
-        for color, (name, values) in zip(COLORS, shown, strict=False):
+        for color, (name, values) in zip(COLORS, self._maps.items(), strict=False):
             axes.plot(self.numbers, self._mean(values), color=color, label=name, marker="o", markersize=3)
         axes.axvline(self.numbers[place], color=INK, linestyle=":")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(self.numbers, [str(number) for number in self.numbers], minor=False)
         axes.minorticks_off()
-        for text in axes.legend(fontsize=8, frameon=False).get_texts():
-            text.set_color(INK)
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK)
         return figure_png(figure)

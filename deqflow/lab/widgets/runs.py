@@ -17,10 +17,11 @@ from deqflow.data.metrics import endpoint_error
 from deqflow.evidence.diagnostics import KeptForBackward
 from deqflow.lab.widgets.settings import RunSettings, require
 from deqflow.model.estimator import FlowEstimator
-from deqflow.model.geometry import Padding
 from deqflow.model.images import check_images
+from deqflow.model.problem import FlowProblem
 from deqflow.model.state import FlowState
-from deqflow.solvers import Evaluation, FixedPointMap, OutsideSolver, Rule, Status, StepRule, solve
+from deqflow.solvers import Evaluation, OutsideSolver, Rule, Status, StepRule, solve
+from deqflow.training.starts import coarse_truth
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,11 @@ class SolverRun:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """A map to solve, and the bytes that autograd would keep: with one evaluation, and for each further one."""
+class _Prepared:
+    """The problem of a pair, and the bytes that autograd would keep: with one evaluation, and for each further one."""
 
     pair: FlowSample
-    model: FlowEstimator
-    f: FixedPointMap
-    z0: Tensor
-    padding: Padding
+    problem: FlowProblem
     first_bytes: int
     further_bytes: int
 
@@ -107,7 +105,7 @@ class SolverBench:
         if not pairs or not models:
             raise ValueError(f"A bench expects pairs and models, got {len(pairs)} and {len(models)} of them.")
         self.pairs, self.models = dict(pairs), dict(models)
-        self._last: tuple[tuple[str | int | None, ...], _Problem] | None = None
+        self._last: tuple[tuple[str | int | None, ...], _Prepared] | None = None
 
     def add_pair(self, name: str, pair: FlowSample) -> None:
         """Add a pair; it replaces another one of the same name."""
@@ -136,8 +134,9 @@ class SolverBench:
         require("pair", settings.pair, self.pairs)
         require("model", settings.model, self.models)
         with torch.no_grad(), _precision(settings, self.models[settings.model]):
-            problem = self._problem(settings)
-            z0 = _start(problem, settings, previous)
+            prepared = self._prepared(settings)
+            pair, problem = prepared.pair, prepared.problem
+            z0 = _start(pair, problem, settings, previous)
             rule = settings.rule
             weighed = None if isinstance(rule, OutsideSolver) else WeighedRule(rule)
 
@@ -158,11 +157,9 @@ class SolverBench:
             synchronize(z0)
             milliseconds = 1e3 * (time.perf_counter() - started)
             fz = torch.lerp(result.z, result.fz, 1 / settings.stretch)  # f(z), from the end of the stretched step
-            state = FlowState.unpack(fz)
-            flow = problem.padding.crop(problem.model.upsampler(state))[0].float().cpu()
-        pair, evaluations = problem.pair, len(result.trace)
+            flow = problem.flow(fz)[0].float().cpu()
         error = endpoint_error(flow[None], pair.flow[None])[0].where(pair.valid, torch.nan)
-        kept = problem.first_bytes + (evaluations - 1) * problem.further_bytes * problem.model.recurrent
+        recorded = len(result.trace) if problem.estimator.recurrent else 1
         return SolverRun(
             settings=settings,
             pair=pair,
@@ -172,11 +169,11 @@ class SolverBench:
             outcome=_OUTCOMES[Status(int(result.status[0]))],
             milliseconds=milliseconds,
             solver_bytes=weighed and weighed.most,
-            training_bytes=kept,
-            state=state,
+            training_bytes=prepared.first_bytes + (recorded - 1) * prepared.further_bytes,
+            state=FlowState.unpack(fz),
         )
 
-    def _problem(self, settings: RunSettings) -> _Problem:
+    def _prepared(self, settings: RunSettings) -> _Prepared:
         key = (settings.pair, settings.model, settings.precision, settings.width)
         if self._last is None or self._last[0] != key:
             pair, model = self.pairs[settings.pair], self.models[settings.model]
@@ -253,7 +250,7 @@ def _precision(settings: RunSettings, model: FlowEstimator) -> AbstractContextMa
     return torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
-def _prepare(pair: FlowSample, model: FlowEstimator, precision: str) -> _Problem:
+def _prepare(pair: FlowSample, model: FlowEstimator, precision: str) -> _Prepared:
     """Encode a pair, and measure how much autograd would keep for the backward pass."""
     dtype = torch.float64 if precision == "float64" else torch.float32
     model = copy.deepcopy(model).to(dtype).eval()  # the caller's model stays unchanged
@@ -261,24 +258,29 @@ def _prepare(pair: FlowSample, model: FlowEstimator, precision: str) -> _Problem
     images = [image[None].to(like) for image in (pair.image1, pair.image2)]
     check_images(*images)
     with torch.enable_grad(), KeptForBackward(apart_from=model.parameters()) as kept:
-        f, z0 = (problem := model.problem(*(model.encode(image) for image in images))).f, problem.z0
-        first = f(z0.detach())
+        problem = model.problem(*(model.encode(image) for image in images))
+        first = problem.f(problem.z0.detach())
         first_bytes = kept.bytes
-        second = f(first.detach())
+        second = problem.f(first.detach())
         further_bytes = kept.bytes - first_bytes
-    del problem, f, first, second  # this also frees what autograd keeps
-    problem = model.problem(*(model.encode(image) for image in images))
-    return _Problem(pair, model, problem.f, problem.z0, problem.padding, first_bytes, further_bytes)
+    del problem, first, second  # this also frees what autograd keeps
+    return _Prepared(pair, model.problem(*(model.encode(image) for image in images)), first_bytes, further_bytes)
 
 
-def _start(problem: _Problem, settings: RunSettings, previous: SolverRun | None) -> Tensor:
+def _start(pair: FlowSample, problem: FlowProblem, settings: RunSettings, previous: SolverRun | None) -> Tensor:
     z0 = problem.z0.clone()
     if settings.start == "random":
         generator = torch.Generator().manual_seed(settings.seed)
         z0 = torch.randn(z0.shape, generator=generator).to(z0)  # a flow of 1 px at 1/8 size: 8 px
         FlowState.unpack(z0).hidden.tanh_()
     elif settings.start == "true flow":
-        FlowState.unpack(z0).flow.copy_(_true_flow(problem, settings.pair))
+        if not bool(pair.valid.any()):
+            raise ValueError(
+                f"The true flow of {settings.pair!r} is not known: choose another start, or a pair that has one."
+            )
+        valid = problem.padding.pad(pair.valid[None, None].float())[:, 0] > 0
+        truth, _ = coarse_truth(problem.padding.pad(pair.flow[None]), valid, problem.estimator.stride)
+        FlowState.unpack(z0).flow.copy_(truth)
     elif settings.start == "previous solution":
         if previous is None:
             raise ValueError("There is no previous solution yet: run once from another start.")
@@ -290,14 +292,3 @@ def _start(problem: _Problem, settings: RunSettings, previous: SolverRun | None)
             )
         z0 = packed.to(z0)
     return z0
-
-
-def _true_flow(problem: _Problem, name: str) -> Tensor:
-    """The truth at 1/8 size, averaged over the known pixels of each cell, zero where there is none."""
-    pair = problem.pair
-    if not bool(pair.valid.any()):
-        raise ValueError(f"The true flow of {name!r} is not known: choose another start, or a pair that has one.")
-    valid = problem.padding.pad(pair.valid[None, None].float())
-    flow = problem.padding.pad(torch.where(pair.valid, pair.flow, 0.0)[None])
-    share, stride = F.avg_pool2d(valid, problem.model.stride), problem.model.stride
-    return (F.avg_pool2d(flow * valid, stride) / share.clamp_min(1e-6) / stride).to(problem.z0)

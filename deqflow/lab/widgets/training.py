@@ -3,7 +3,6 @@
 import threading
 
 import ipywidgets as widgets
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from deqflow.data.colors import flow_to_rgb
 from deqflow.data.datasets import FlowSample
 from deqflow.data.synthetic import SyntheticPairs
-from deqflow.lab.plots.style import COLORS, INK
+from deqflow.lab.plots.style import COLORS, INK, full_color
 from deqflow.lab.widgets.base import Background, CaptionedImage, StillPanel, row
 from deqflow.lab.widgets.drawing import figure_png, plain_axes
 from deqflow.model.estimator import FlowEstimator
@@ -41,8 +40,8 @@ class TrainingPanel(StillPanel):
         self.entries: list[Progress] = []
         held_out = SyntheticPairs(1, seed=HELD_OUT_SEED, config=trainer.config.scenes)
         self.preview = preview or held_out[0]
-        lengths = self.preview.flow[:, self.preview.valid].norm(dim=0)
-        self._largest = max(float(np.percentile(lengths.numpy(), 99)), 0.5) if len(lengths) else None
+        known = self.preview.flow[:, self.preview.valid]
+        self._largest = full_color(known) if known.numel() else None
         self._work = Background(lambda stop: None)
         self._flow = self._estimate()
         self.stop_button = widgets.Button(description="Stop", icon="stop")
@@ -113,8 +112,7 @@ class TrainingPanel(StillPanel):
             label = f"after {evals} evaluations"
             axes.plot(self._steps(), values, color=color, label=label, linewidth=1.8, marker="o", markersize=3)
         if self.entries and name == "errors":
-            for text in axes.legend(fontsize=8, frameon=False).get_texts():
-                text.set_color(INK)
+            axes.legend(fontsize=8, frameon=False, labelcolor=INK)
 
     def _steps(self) -> list[int]:
         return [entry.step for entry in self.entries]

@@ -6,6 +6,7 @@ products as one matrix product. A tile whose pixels look at places far apart, as
 box, or is split into single pixels.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,24 +56,15 @@ class SampledCorrelation:
         found = []
         for level, keys in enumerate(self.keys):
             windows = windows_around(x / 2**level, y / 2**level, self.radius, (keys.shape[1], keys.shape[2]))
-            offsets = windows.across, windows.down
-            found.append(
-                _SampledWindow.apply(
-                    self.queries.view_as(self.queries),
-                    keys.view_as(keys),
-                    *offsets,
-                    windows.left,
-                    windows.top,
-                    self.radius,
-                )
-            )
+            where = windows.across, windows.down, windows.left, windows.top
+            features = self.queries.view_as(self.queries), keys.view_as(keys)
+            found.append(_SampledWindow.apply(*features, *where, self.radius))
         return torch.cat(found, dim=-1).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def subset(self, rows: Tensor) -> "SampledCorrelation":
         """The correlation of some of the samples, (b,) integers."""
-        part = object.__new__(SampledCorrelation)
-        part.radius, part.queries = self.radius, self.queries[rows]
-        part.keys = [keys[rows] for keys in self.keys]
+        part = copy.copy(self)
+        part.queries, part.keys = self.queries[rows], [keys[rows] for keys in self.keys]
         return part
 
 

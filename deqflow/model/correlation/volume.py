@@ -1,5 +1,6 @@
 """Correlation of all pairs of pixels, at several scales, and its windowed lookup (RAFT, section 3.2)."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,11 +85,11 @@ class CorrelationPyramid:
 
     def subset(self, rows: Tensor) -> "CorrelationPyramid":
         """The correlation of some of the samples, (b,) integers. If pixels are gathered, nothing is copied."""
-        part = object.__new__(CorrelationPyramid)
-        part.radius, part.gathers, part._grid = self.radius, self.gathers, self._grid
-        part.volumes, part._rows = self.volumes, rows if self._rows is None else self._rows[rows]
-        if not self.gathers:  # grid_sample takes whole images: one copy now, or one in each lookup
-            part.volumes, part._rows = [volume[rows] for volume in self.volumes], None
+        part = copy.copy(self)
+        if self.gathers:
+            part._rows = rows if self._rows is None else self._rows[rows]
+        else:  # grid_sample takes whole images: one copy now, or one in each lookup
+            part.volumes = [volume[rows] for volume in self.volumes]
         return part
 
 
