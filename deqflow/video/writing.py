@@ -226,12 +226,12 @@ class Statistics:
             OSError: the folder can't be written to, or the disk is full.
         """
         path = Path(path)
-        if path.suffix != ".npz":
+        if path.suffix.lower() != ".npz":
             raise ValueError(f"Statistics are written as .npz, got {path}.")
         arrays: dict[str, Any] = {name: self[name] for name in self.QUANTITIES}
         try:
-            with whole(path) as unfinished:
-                np.savez(unfinished, **arrays)
+            with whole(path) as unfinished, unfinished.open("wb") as file:  # given a path, NumPy appends .npz to .NPZ
+                np.savez(file, **arrays)
         except OSError as error:
             raise not_written(path, error) from error
         return path
