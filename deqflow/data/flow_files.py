@@ -389,7 +389,7 @@ def _known(flow: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _require(path: Path) -> None:
-    if not path.is_file():
+    if path.is_dir() or not path.exists():  # a pipe is read as a file is
         advice = ", for there is a folder of this name" if path.is_dir() else " and the working folder"
         raise FileNotFoundError(f"No file at {path}: check the path{advice}.")
 

@@ -298,6 +298,7 @@ def test_doctor_says_in_ten_lines_what_the_machine_is_good_for(capsys, monkeypat
 def test_doctor_names_what_is_not_installed(monkeypatch):
     from deqflow.commands import doctor
 
+    assert [doctor._rounded(seconds) for seconds in (0.123, 5.67, 234.5)] == ["0.12", "5.7", "230"]
     assert doctor._version("no-such-package") == "not installed"
     assert doctor._version("torch").startswith("2")
     monkeypatch.setattr(torch.version, "cuda", "12.9")
