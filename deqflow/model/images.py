@@ -61,11 +61,13 @@ def _level_outside() -> int:
 def _check_tensor(name: str, image: object) -> None:
     if not isinstance(image, Tensor):
         raise TypeError(
-            f"{name} expects a tensor (B, 3, H, W) with values 0..255, got {type(image).__name__}: "
+            f"{name} expects a tensor (B, 3, H, W) with values 0..255, got {type(image).__module__}."
+            f"{type(image).__name__}: "
             "deqflow.flow(image1, image2) takes paths, PIL images and NumPy arrays too."
         )
     if image.dtype not in TAKEN or image.layout != torch.strided or image.is_meta:
-        got = f"{image.dtype}, {image.layout}, on {image.device}"
+        usual = image.layout == torch.strided and not image.is_meta
+        got = str(image.dtype) if usual else f"{image.layout} on {image.device} of {image.dtype}"
         raise TypeError(
             f"{name} expects a floating-point or uint8 tensor (B, 3, H, W) with values 0..255, got {got}: convert "
             "with .float() or .to_dense()."
