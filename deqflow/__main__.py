@@ -21,8 +21,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         return COMMANDS[name].parse(name, rest)()
-    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ArithmeticError, ImportError) as error:
         print(f"deqflow: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        print(f"deqflow: Not enough memory: use smaller images, scales or batches. ({error})", file=sys.stderr)
         return 1
 
 

@@ -36,8 +36,7 @@ class Convert:
         """Run the command."""
         import deqflow
 
-        if self.target.suffix != ".safetensors":
-            raise ValueError(f"convert expects a target that ends in .safetensors, got {self.target}.")
+        require_suffix(self.target, ".safetensors", option="target")
         refuse_overwriting(self.target, self.source, option="target")
         estimator = deqflow.load_published(self.source)
         deqflow.save(estimator, self.target, recipe={"origin": estimator.origin, "file": self.source.name})
@@ -73,7 +72,8 @@ class Export:
     def __call__(self) -> int:
         """Run the command."""
         require_suffix(self.out, ".onnx", ".pt2")
-        if self.out.suffix == ".onnx":
+        refuse_overwriting(self.out, Path(self.model))  # a checkpoint may have any suffix
+        if self.out.suffix.lower() == ".onnx":
             require_onnx()
         import torch
 
@@ -81,7 +81,7 @@ class Export:
         from deqflow.model.precision import choose_device
 
         device = choose_device(self.device)
-        if self.out.suffix == ".onnx":
+        if self.out.suffix.lower() == ".onnx":
             if self.device != "auto" and device.type != "cpu":
                 raise ValueError(
                     f"--device {self.device} has no effect on ONNX, whose graphs run anywhere: leave it out."

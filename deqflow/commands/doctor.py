@@ -60,8 +60,8 @@ def diagnosis(device: "torch.device") -> list[str]:
         f"bfloat16 {speeds[torch.bfloat16]:.0f} GFLOP/s",
         f"Fast precision: {fast}",
         f"Memory: {memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}{_gpu_memory(device)}",
-        f"A pair of {HD[1]}x{HD[0]} px with deqflow-small in float32: about {single:.2g} s at one scale, "
-        f"{double:.2g} s at two (--scales 1 2)",
+        f"A pair of {HD[1]}x{HD[0]} px with deqflow-small in float32: about {_rounded(single)} s at one scale, "
+        f"{_rounded(double)} s at two (--scales 1 2)",
     ]
 
 
@@ -89,6 +89,11 @@ def expected_seconds(device: "torch.device") -> tuple[float, float]:
             float(deqflow.estimate_at_scales(estimator, image1, image2, scales).flow.sum())  # waits for a GPU
             seconds.append(factor * (time.perf_counter() - started))
     return seconds[0], seconds[1]
+
+
+def _rounded(seconds: float) -> str:
+    """Two digits, without an exponent."""
+    return f"{float(f'{seconds:.2g}'):g}"
 
 
 def _version(package: str) -> str:

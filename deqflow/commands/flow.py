@@ -1,7 +1,7 @@
 """Commands about images that move: the flow of a pair, a video or many of them, and clips to try it on."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -84,11 +84,20 @@ class Flow:
         """Run the command."""
         if self.largest is not None and not 0 < self.largest < float("inf"):
             raise ValueError(f"--largest expects a positive length in pixels, got {self.largest}.")
+        self._check_solve()
         if self.image2 is not None:
             return self._pair(self.image2)
         if self.image1.suffix.lower() == ".txt" and self.image1.is_file():
             return self._pairs()
         return self._films() if is_collection(self.image1) else self._film()
+
+    def _check_solve(self) -> None:
+        """Raise now what would else be raised for each pair."""
+        from deqflow.model.scales import check_scales
+        from deqflow.solvers import Stop
+
+        check_scales(self.scales)
+        Stop().with_changes(max_evals=self.max_evals, atol=self.atol)
 
     def _pair(self, second: Path) -> int:
         import torch
@@ -112,7 +121,8 @@ class Flow:
         else:
             print(f"Wrote {out}: full colour is {self._write_colors(out, flow):.3g} px.")
         spent = " + ".join(str(int(output.solve.evals.max())) for output in found.outputs)
-        print(f"{spent} evaluations. {verdict(found.outputs[-1].solve, recurrent=estimator.recurrent)}")
+        spent += " evaluation." if spent == "1" else " evaluations."
+        print(f"{spent} {verdict(found.outputs[-1].solve, recurrent=estimator.recurrent)}")
         return 0
 
     def estimate(self, estimator: "FlowEstimator", image1: "Tensor", image2: "Tensor") -> "ScaledOutput":
@@ -129,7 +139,7 @@ class Flow:
 
     def _target(self) -> tuple[Path, bool]:
         """Where the flow of a pair goes, and whether as numbers. The one place that decides it."""
-        from deqflow.data.flow_files import FLOW_SUFFIXES, check_flow_path, check_image_path
+        from deqflow.data.flow_files import check_flow_path, holds_numbers
         from deqflow.video.filming import SUFFIXES
 
         if self.files is not None:
@@ -141,15 +151,16 @@ class Flow:
                 )
         else:
             out = self.out or Path("flow.png")
-        numbers = self.files is not None or out.suffix.lower() in FLOW_SUFFIXES - {".png"}
-        if numbers:
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / 'flow.png'}.")
+        if self.files is not None:
             check_flow_path(out)
+        numbers = self.files is not None or holds_numbers(out)
+        if numbers:
             refuse_without_effect(
                 {"--largest": self.largest, "--key": self.key},
                 f"on numbers, for it is about colours: leave it out, or write an image instead of {out}",
             )
-        else:
-            check_image_path(out)
         return out, numbers
 
     def _write_colors(self, out: Path, flow: "Tensor") -> float:
@@ -292,10 +303,7 @@ class Flow:
 
     def stop(self, estimator: "FlowEstimator") -> "Stop":
         """The budget and tolerance of each solve."""
-        stop = estimator.equilibrium.eval_stop
-        if self.max_evals is not None:
-            stop = replace(stop, max_evals=self.max_evals)
-        return stop if self.atol is None else replace(stop, atol=self.atol)
+        return estimator.equilibrium.eval_stop.with_changes(max_evals=self.max_evals, atol=self.atol)
 
 
 def verdict(solve: "SolverResult", *, recurrent: bool = False) -> str:

@@ -34,12 +34,12 @@ def read_pairs(path: Path, out: Path, suffix: str) -> list[Pair]:
         OSError: it can't be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # without a mark of Windows
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a list of pairs: expected text with two paths a line.") from error
     rows: list[tuple[int, list[str]]] = []
     for number, line in enumerate(lines, 1):
-        if line.strip() and not line.startswith("#"):
+        if line.strip() and not line.lstrip().startswith("#"):
             parts = [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
             if len(parts) not in (2, 3) or not all(parts):
                 raise ValueError(

@@ -60,6 +60,8 @@ class Train:
         trainer = Trainer(self.config, self.folder, device=self.device)
         if trainer.processes.is_first:
             print_line(f"Training on {trainer.processes.description}, in {self.folder}.")
+            for remark in self.config.without_effect():
+                print_line(f"Note: {remark}")
             if self.config.bfloat16 is None and not self.config.float16:
                 chosen = training_precision(trainer.device, self.config)
                 why = "which is fast here" if chosen == torch.bfloat16 else "since this device emulates bfloat16"

@@ -103,7 +103,10 @@ def check_image_path(path: Path) -> None:
     """
     known = path.suffix and path.suffix.lower() not in FLOAT_SUFFIXES and cv2.haveImageWriter(path.name)
     if not known:
-        raise ValueError(f"Can't write the image {path}: expected a suffix such as .png or .jpg, got {path.suffix!r}.")
+        raise ValueError(
+            f"Can't write the image {path}: expected a suffix such as .png or .jpg, got {path.suffix!r}. The numbers "
+            f"of a flow go into {', '.join(sorted(FLOW_SUFFIXES - {'.png'}))}."
+        )
 
 
 def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -174,6 +177,21 @@ def check_flow_path(path: Path) -> None:
         raise ValueError(f"write_flow expects a path that ends in {NAMES_OF_FLOW_FILES}, got {path}.")
     if path.suffix.lower() == ".flo5":
         _h5py(path)
+
+
+def holds_numbers(path: str | Path) -> bool:
+    """Whether a file of a flow holds numbers, by its suffix, or an image of it in colours, as every .png does.
+
+    Raises:
+        ValueError: the suffix names neither a flow format nor an image format that can be written.
+        ImportError: ``.flo5`` needs h5py, which is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() in FLOW_SUFFIXES - {".png"}:
+        check_flow_path(path)
+        return True
+    check_image_path(path)
+    return False
 
 
 def _read_flo(path: Path) -> tuple[Tensor, Tensor]:
@@ -368,7 +386,7 @@ def _known(flow: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _require(path: Path) -> None:
-    if not path.is_file():
+    if path.is_dir() or not path.exists():  # a pipe is read as a file is
         advice = ", for there is a folder of this name" if path.is_dir() else " and the working folder"
         raise FileNotFoundError(f"No file at {path}: check the path{advice}.")
 

@@ -81,7 +81,7 @@ def write_kitti_submission(
     """
     one_of(str(year), ("2012", "2015"), "year")
     archive = Path(archive)
-    if archive.suffix != ".zip":
+    if archive.suffix.lower() != ".zip":
         raise ValueError(f"write_kitti_submission expects a path that ends in .zip, got {archive}.")
     what = f"KITTI {year}'s test pictures, 000000_10.png and so on,"
     firsts = expected_files(Path(root) / "testing" / KITTI_FRAMES[year], "*_10.png", what)

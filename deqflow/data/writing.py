@@ -55,6 +55,11 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
 def not_written(path: Path, error: Exception) -> OSError:
     """The error to raise if a file could not be written. ``error`` is what the library raised, of any type."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
-    sentence = f"Writing {path} failed: check that its folder can be written to and the disk is not full ({reason})."
+    advice = "check that its folder can be written to and the disk is not full"
+    if path.is_dir():
+        advice = "there is a folder of this name: choose another name"
+    elif file := next((parent for parent in path.parents if parent.is_file()), None):
+        advice = f"{file} is a file, where a folder is needed: choose another name"
+    sentence = f"Writing {path} failed: {advice} ({reason})."
     number = error.errno if isinstance(error, OSError) else None
     return OSError(sentence) if number is None else OSError(number, sentence)

@@ -70,7 +70,13 @@ def flicker(flow: Tensor, following: Tensor) -> float:
 
 @torch.no_grad()
 def run_clip(estimator: FlowEstimator, clip: VideoSample, policy: Policy, stop: Stop) -> list[VideoStep]:
-    """Estimate the flow of each frame but the last."""
+    """Estimate the flow of each frame but the last.
+
+    Raises:
+        ValueError: there are fewer than two frames.
+    """
+    if len(clip.images) < 2:
+        raise ValueError(f"Expected at least two frames, got {len(clip.images)}: flow is from each one to the next.")
     video = VideoFlow(estimator, policy=policy, stop=stop)
     return [step for _, step in video.run(image[None] for image in clip.images)]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 from importlib import resources
@@ -39,8 +40,9 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
     """
     for wrapper in ("_orig_mod", "module", "_orig_mod"):  # of torch.compile, data parallelism, or one inside the other
         estimator = getattr(estimator, wrapper, estimator)
-    if estimator.config is None:
-        raise ValueError("save expects an estimator made by deqflow.build, got one without a configuration.")
+    if getattr(estimator, "config", None) is None:
+        got = "one without a configuration" if isinstance(estimator, FlowEstimator) else type(estimator).__name__
+        raise ValueError(f"save expects an estimator made by deqflow.build or deqflow.load, got {got}.")
     path = Path(path)
     metadata = {
         "format": FORMAT,
@@ -116,15 +118,18 @@ def load(name_or_path: str | Path, *, compile: bool = False) -> FlowEstimator:
             update 0.92 of their time (deqflow-small, float32, one thread), so it pays for thousands of pairs.
 
     Raises:
+        TypeError: the argument is neither a name nor a path.
         FileNotFoundError: the argument is neither a known name nor a file, or there is no network; or ``compile`` is
             set and there is no C++ compiler.
         CheckpointError: the file or the download is damaged, does not fit its own configuration, or fits no model.
     """
     path = _locate(name_or_path, fetch=True)
     if not path.is_file():
+        near = difflib.get_close_matches(str(name_or_path).lower(), (*SHIPPED, *PUBLISHED), 1)
         raise FileNotFoundError(
-            f"No model {str(name_or_path)!r}: expected one of {', '.join(SHIPPED)}, or the path of a checkpoint, or "
-            f"published weights, one of {', '.join(PUBLISHED)}."
+            f"No model {str(name_or_path)!r}, and no file of this name: expected one of {', '.join(SHIPPED)}, which "
+            f"are shipped, one of {', '.join(PUBLISHED)}, which are downloaded, or the path of a checkpoint."
+            + (f" Did you mean {near[0]}?" if near else "")
         )
     if is_safetensors(path):
         safetensors_metadata(path)  # raises where the file is damaged
@@ -175,6 +180,11 @@ def _load_ours(path: Path) -> FlowEstimator:
 
 
 def _locate(name_or_path: str | Path, *, fetch: bool = False) -> Path:
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            f"A model is expected as a name or a path, got {type(name_or_path).__name__}: use it as it is if it is a "
+            "FlowEstimator."
+        )
     if fetch and str(name_or_path) in PUBLISHED and not Path(name_or_path).is_file():
         return fetched(str(name_or_path))
     if str(name_or_path) in SHIPPED:

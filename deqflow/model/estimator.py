@@ -186,12 +186,16 @@ class FlowEstimator(nn.Module):
                 or the start requires gradients. Under ``torch.no_grad()`` none is recorded.
 
         Raises:
-            TypeError: an image is not a tensor of floating point or uint8.
+            TypeError: an image is not a tensor of floating point or uint8, or an option has another type.
             ValueError: an image or the start has another shape; or images are not finite in training, where samples
                 share statistics, or in all samples; or ``on_eval`` is given and a graph is recorded.
         """
-        check_images(image1, image2, stacklevel=4)
+        check_images(image1, image2)
         stop = self._stop(stop, max_evals, atol)
+        if start is not None and not isinstance(start, FlowState):
+            raise TypeError(
+                f"start expects a FlowState, such as the state of an output (output.state), got {type(start).__name__}."
+            )
         given = [image1, image2] if start is None else [image1, image2, start.hidden, start.flow]
         if record_graph is None:
             record_graph = self.training or any(tensor.requires_grad for tensor in given)
@@ -281,11 +285,10 @@ class FlowEstimator(nn.Module):
         return self.problem(both[: len(image1)], both[len(image1) :], generator=generator)
 
     def _stop(self, stop: Stop | None, max_evals: int | None, atol: float | None) -> Stop | None:
-        changes = {"max_evals": max_evals, "atol": atol}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if not changes:
-            return stop
-        return dataclasses.replace(stop or self.equilibrium.stop_in(self.training), **changes)
+        if stop is not None and not isinstance(stop, Stop):
+            raise TypeError(f"stop expects a Stop(max_evals=..., atol=...), got {stop!r}.")
+        own = stop or self.equilibrium.stop_in(self.training)
+        return stop if max_evals is atol is None else own.with_changes(max_evals=max_evals, atol=atol)
 
     def _without(self, bad: Tensor, image1: Tensor, image2: Tensor, **options: Any) -> tuple[FlowOutput, str]:
         """The output of a batch in which the ``bad`` samples cannot be used: their flow is NaN; and remarks on it."""

@@ -169,12 +169,12 @@ def export(
     program = trace(estimator, evals=evals, size=size)
     config = "" if estimator.config is None else json.dumps(asdict(estimator.config))
     stored = {"deqflow": version("deqflow"), "evals": str(evals), "config": config, **(notes or {})}
-    content = _onnx_bytes(program, stored) if path.suffix == ".onnx" else _pt2_bytes(program, stored)
+    content = _onnx_bytes(program, stored) if path.suffix.lower() == ".onnx" else _pt2_bytes(program, stored)
     return replace_file(path, content)
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"Export expects a file that ends in {' or '.join(SUFFIXES)}, got {path}.")
 
 
@@ -217,7 +217,7 @@ class ExportedEstimator:
         if not path.is_file():
             raise FileNotFoundError(f"No file at {path}: write it with python -m deqflow export.")
         self._session: Any = None
-        if path.suffix == ".onnx":
+        if path.suffix.lower() == ".onnx":
             try:
                 import onnxruntime  # pyright: ignore[reportMissingImports] - only who runs such a file needs it
             except ImportError as error:

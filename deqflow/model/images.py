@@ -1,5 +1,6 @@
 """Checks of the images that an estimator is given: errors, and warnings about their range of values."""
 
+import sys
 import warnings
 
 import torch
@@ -8,15 +9,18 @@ from torch import Tensor
 SMALLEST_SIDE = 16
 TOO_BRIGHT = 512  # well above 255: resized or sharpened images may exceed 255 a little
 NORMALISED = 8  # images normalised by mean and standard deviation stay below this, and have values below zero
-TWELVE_BITS = 16  # 4095 / 257: the largest value of 12 bits that were read as 16
+UNIT = 2  # images of 0..1 stay below this, though resized or sharpened ones may exceed 1
+TOO_NEGATIVE = -64  # resized or sharpened images may have values a little below zero
+TAKEN = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OUTSIDE = ("deqflow.", "torch.", "contextlib")  # modules whose lines a warning does not name
 
 
-def check_images(image1: Tensor, image2: Tensor, *, stacklevel: int = 2) -> None:
+def check_images(image1: Tensor, image2: Tensor, *, warn: bool = True) -> None:
     """Raise unless both images can be used; warn where their range of values looks wrong.
 
     Args:
         image1, image2: (B, 3, H, W), floating point or uint8, of one shape, at least 16 px a side.
-        stacklevel: of the warning, counted from the caller, as :func:`warnings.warn` counts it.
+        warn: whether to warn; the warning names the line that called this package.
 
     Raises:
         TypeError: an image is not a floating-point or uint8 tensor.
@@ -24,32 +28,49 @@ def check_images(image1: Tensor, image2: Tensor, *, stacklevel: int = 2) -> None
     """
     for name, image in (("image1", image1), ("image2", image2)):
         _check_tensor(name, image)
-    if image1.shape != image2.shape:
-        raise ValueError(
-            f"Both images must have one size, got {tuple(image1.shape)} and {tuple(image2.shape)}: crop or resize one."
-        )
     height, width = image1.shape[-2:]
+    if image1.shape[-2:] != image2.shape[-2:]:
+        raise ValueError(
+            f"Both images must have one size, got {width}x{height} and {image2.shape[-1]}x{image2.shape[-2]} "
+            "(width x height): crop or resize one."
+        )
+    if len(image1) != len(image2) or len(image1) == 0:
+        raise ValueError(
+            f"Both batches must have one number of images, at least 1, got {len(image1)} and {len(image2)}: "
+            "leave some out, or repeat one with image.expand(B, -1, -1, -1)."
+        )
     if min(height, width) < SMALLEST_SIDE:
         raise ValueError(
             f"Images must be at least {SMALLEST_SIDE} px a side, got {width}x{height} (width x height): enlarge them."
         )
-    if torch.compiler.is_exporting():
+    if not warn or torch.compiler.is_exporting():
         return
-    advice = _advice(image1, image2)
+    advice = next(filter(None, map(_advice, (image1, image2))), "")
     if advice:
-        warnings.warn(f"Images are expected in 0..255, but {advice}.", stacklevel=stacklevel + 1)
+        warnings.warn(f"Images are expected in 0..255, but {advice}.", stacklevel=_level_outside())
+
+
+def _level_outside() -> int:
+    """The stack level, counted from the caller as :func:`warnings.warn` counts it, of the first frame outside."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(OUTSIDE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _check_tensor(name: str, image: object) -> None:
     if not isinstance(image, Tensor):
         raise TypeError(
             f"{name} expects a tensor (B, 3, H, W) with values 0..255, got {type(image).__module__}."
-            f"{type(image).__name__}: deqflow.flow(image1, image2) takes paths, PIL images and NumPy arrays too."
+            f"{type(image).__name__}: "
+            "deqflow.flow(image1, image2) takes paths, PIL images and NumPy arrays too."
         )
-    if not image.is_floating_point() and image.dtype != torch.uint8:
+    if image.dtype not in TAKEN or image.layout != torch.strided or image.is_meta:
+        usual = image.layout == torch.strided and not image.is_meta
+        got = str(image.dtype) if usual else f"{image.layout} on {image.device} of {image.dtype}"
         raise TypeError(
-            f"{name} expects a floating-point or uint8 tensor (B, 3, H, W) with values 0..255, got {image.dtype}: "
-            "convert with .float()."
+            f"{name} expects a floating-point or uint8 tensor (B, 3, H, W) with values 0..255, got {got}: convert "
+            "with .float() or .to_dense()."
         )
     if image.dim() != 4 or image.shape[1] != 3:
         raise ValueError(
@@ -59,25 +80,30 @@ def _check_tensor(name: str, image: object) -> None:
         )
 
 
-def _advice(image1: Tensor, image2: Tensor) -> str:
+def _advice(image: Tensor) -> str:
     """What is wrong with the range of values, and what to do; empty if nothing is wrong."""
-    image1, image2 = image1.detach(), image2.detach()
-    highest = float(torch.maximum(image1.max(), image2.max()))
-    if not highest < torch.inf:
+    lowest, highest = (float(value) for value in image.detach().aminmax())
+    if not -torch.inf < lowest <= highest < torch.inf or lowest == highest == 0:
         return ""  # images that are not finite have a message of their own
     if highest > TOO_BRIGHT:
         return f"the largest value is {highest:.3g}: divide by 257 if they have 16 bits"
-    if NORMALISED < highest <= TWELVE_BITS:
-        return f"the largest value is {highest:.3g}: multiply by 16 if they have 12 bits and were read as 16"
-    if highest > NORMALISED:
-        return ""
-    lowest = float(torch.minimum(image1.min(), image2.min()))
-    if lowest < 0:
+    if lowest < TOO_NEGATIVE or (lowest < 0 and highest <= NORMALISED):
         return (
             f"all values lie between {lowest:.3g} and {highest:.3g}, as after normalisation by a mean and a standard "
             "deviation: undo it"
         )
-    return f"the largest value is {highest:.3g}: multiply by 255 if they are 0..1" if 0 < highest <= 1 else ""
+    factor = ""
+    if highest <= 1 or (highest <= UNIT and not _is_whole(image)):
+        factor = "255 if they are 0..1"
+    for bits, above in ((10, UNIT), (12, NORMALISED)):
+        if above < highest <= (2**bits - 1) / 257 and not _is_whole(image):
+            factor = f"{2 ** (16 - bits)} if they have {bits} bits and were read as 16"
+    return factor and f"the largest value is {highest:.3g}: multiply by {factor}"
+
+
+def _is_whole(image: Tensor) -> bool:
+    """Whether all values are whole numbers, as those of a dark image of 8 bits are."""
+    return bool((image == image.round()).all()) if image.is_floating_point() else True
 
 
 def not_finite(image1: Tensor, image2: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from deqflow.model.mixture import expected_error
 from deqflow.model.state import STRIDE, FlowState
 from deqflow.solvers import SolverResult, Status, rms
 
-COLOURED = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # suffixes of images of a flow
+NUMBERS = (".flo", ".pfm", ".flo5", ".npy", ".npz")  # suffixes of files of numbers; a test holds them to the writers'
 
 
 def movement_map(moved: Tensor, padding: Padding, stride: int) -> Tensor:
@@ -110,7 +110,7 @@ class FlowOutput:
         """Write the flow of one pair to a file, as ``python -m deqflow flow`` does: the suffix names the format.
 
         Numbers go into .flo, .pfm, .flo5, .npy and .npz (:func:`deqflow.write_flow`, which writes KITTI's 16-bit .png
-        too), colours into .png, .jpg and other images, as :meth:`show` shows them.
+        too), colours into .png, .jpg and all other images, as :meth:`show` shows them.
 
         Raises:
             ValueError: the output holds several pairs, or the suffix is not known.
@@ -121,7 +121,5 @@ class FlowOutput:
             )
         from deqflow import flow_to_rgb, write_flow, write_image  # the model does not depend on file formats
 
-        flow, suffix = self.flow[0].detach().float().cpu(), Path(path).suffix.lower()
-        if suffix in COLOURED:
-            return write_image(path, flow_to_rgb(flow))
-        return write_flow(path, flow)
+        flow, numbers = self.flow[0].detach().float().cpu(), Path(path).suffix.lower() in NUMBERS
+        return write_flow(path, flow) if numbers else write_image(path, flow_to_rgb(flow))

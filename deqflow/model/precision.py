@@ -22,7 +22,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"Expected a device such as auto, cpu, cuda or cuda:1, got {str(name)!r}.") from error
     if device.type == "meta":
         raise ValueError("No device meta: it computes nothing. Use auto, or cpu.")

@@ -5,8 +5,10 @@ twice as large it has a quarter. The coarse solve finds motion that is too large
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +69,7 @@ def estimate_at_scales(
     Raises:
         TypeError, ValueError: as for the estimator; or ``scales`` are not ascending, or leave less than 16 px.
     """
-    check_images(image1, image2)
+    check_images(image1, image2, warn=False)  # the estimator does
     height, width = image1.shape[-2:]
     check_scales(scales, height, width)
     outputs: list[FlowOutput] = []
@@ -81,8 +83,12 @@ def estimate_at_scales(
 
 def check_scales(scales: Sequence[float], height: int | None = None, width: int | None = None) -> None:
     """Raise unless scales ascend from above zero and leave images of this size, if given, large enough."""
-    if not scales or min(scales) <= 0 or list(scales) != sorted(set(scales)):
-        raise ValueError(f"scales expects one or more positive factors in ascending order, such as 1 2, got {scales}.")
+    factors = list(scales) if isinstance(scales, Sequence) else []
+    positive = all(isinstance(factor, Real) and 0 < factor < math.inf for factor in factors)
+    if not factors or not positive or factors != sorted(set(factors)):
+        raise ValueError(
+            f"scales expects one or more positive factors in ascending order, such as 1 2, got {scales!r}."
+        )
     if height and width and round(min(height, width) * scales[0]) < SMALLEST_SIDE:
         raise ValueError(
             f"scales expects at least {SMALLEST_SIDE} px a side at each scale, got {scales[0]} times {width}x{height} "

@@ -75,7 +75,7 @@ def is_safetensors(path: Path) -> bool:
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return True
     pickled = head[:1] == b"\x80" and head[1:2] <= b"\x05"  # followed by the protocol's number
-    return path.suffix == ".safetensors" and not (zipfile.is_zipfile(path) or pickled)
+    return path.suffix.lower() == ".safetensors" and not (zipfile.is_zipfile(path) or pickled)
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:

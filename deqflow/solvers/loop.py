@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -66,12 +67,21 @@ class Stop:
     max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_evals, bool) or not isinstance(self.max_evals, int) or self.max_evals < 1:
+        if isinstance(self.max_evals, bool) or not isinstance(self.max_evals, Integral) or self.max_evals < 1:
             raise ValueError(f"Stop expects max_evals to be a whole number of at least 1, got {self.max_evals!r}.")
-        if not (self.atol >= 0 and self.rtol >= 0):
+        object.__setattr__(self, "max_evals", int(self.max_evals))  # from NumPy's types
+        if any(isinstance(value, str) or not value >= 0 for value in (self.atol, self.rtol)):
             raise ValueError(f"Stop expects tolerances of 0 or more, got atol={self.atol!r}, rtol={self.rtol!r}.")
         if not self.max_seconds > 0:
             raise ValueError(f"Stop expects max_seconds to be more than 0, got {self.max_seconds!r}.")
+
+    def with_changes(self, *, max_evals: int | None = None, atol: float | None = None) -> "Stop":
+        """The same stopping rule with another budget or tolerance; None changes nothing."""
+        return replace(
+            self,
+            max_evals=self.max_evals if max_evals is None else max_evals,
+            atol=self.atol if atol is None else atol,
+        )
 
     def measured_by(self, norm: Callable[[Tensor], Tensor]) -> "Stop":
         """The same stopping rule, with this norm if it has none of its own."""
@@ -313,6 +323,7 @@ def solve(
 
     Raises:
         ValueError: the start, the kept numbers, or the shape or dtype of f(z) are not as described.
+        TypeError: ``rule`` is not a solver, or ``on_eval`` is not a function.
         RuntimeError: it is called under ``torch.func.vmap``.
     """
     keep = tuple(keep)
@@ -326,6 +337,10 @@ def solve(
         raise ValueError(f"solve expects a floating-point start of shape (B, N, ...), got {z0.dtype} {shape}.")
     if any(k not in range(1, stop.max_evals + 1) for k in keep):
         raise ValueError(f"keep expects evaluation numbers from 1 to max_evals={stop.max_evals}, got {keep}.")
+    if isinstance(rule, type) or not (hasattr(rule, "step") or hasattr(rule, "solve")):
+        raise TypeError(f"rule expects a solver such as Picard() or Anderson(history=5), got {rule!r}.")
+    if on_eval is not None and not callable(on_eval):
+        raise TypeError(f"on_eval expects a function of an Evaluation, got {on_eval!r}.")
     if isinstance(rule, OutsideSolver):
         return rule.solve(f, z0, stop, keep, on_eval)
     record = Record(z0, stop, keep, rule.reports_best)

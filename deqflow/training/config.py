@@ -1,6 +1,7 @@
 """The configuration of a training run."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -144,6 +145,11 @@ class TrainConfig:
                 "TrainConfig expects other_starts as a share from 0 to 1 and corrections_from as one below 1, got "
                 f"{self.other_starts} and {self.corrections_from}."
             )
+        if not (0 < self.lr < math.inf and self.clip > 0 and 0 <= self.weight_decay < math.inf):
+            raise ValueError(
+                "TrainConfig expects lr and clip above 0 and weight_decay of 0 or more, got "
+                f"{self.lr}, {self.clip} and {self.weight_decay}."
+            )
         if self.float16 and self.bfloat16:
             raise ValueError("TrainConfig expects bfloat16 or float16, got both.")
         if self.gradient != "phantom" and (self.recurrent or self.phantom_steps != 1):
@@ -151,3 +157,19 @@ class TrainConfig:
                 f"TrainConfig expects phantom_steps=1 and an equilibrium model where gradient is {self.gradient!r}: "
                 "neither phantom steps nor a recurrent model's unrolling go together with it."
             )
+
+    def without_effect(self) -> list[str]:
+        """The settings that differ from the defaults and have no effect beside the others, each with the reason."""
+        reasons = {
+            ("corrections", "corrections_from", "phantom_steps"): "on a recurrent model, whose updates all count"
+            if self.recurrent
+            else "",
+            ("attraction_strength",): "with attraction none" if self.attraction == "none" else "",
+            ("crop", "data_root"): "" if self.stage else "on procedural pairs, without a stage",
+            ("scenes",): f"on the published data of stage {self.stage}" if self.stage else "",
+        }
+        default = TrainConfig()
+        given = {entry.name for entry in fields(self) if getattr(self, entry.name) != getattr(default, entry.name)}
+        return [
+            f"{name} has no effect {why}." for names, why in reasons.items() for name in names if why and name in given
+        ]

@@ -47,7 +47,7 @@ def published_stage(name: str) -> TrainConfig:
     Raises:
         ValueError: there is no preset of this name.
     """
-    if name not in PUBLISHED:
+    if not isinstance(name, str) or name not in PUBLISHED:
         raise ValueError(f"Unknown preset {name!r}: expected one of {', '.join(PUBLISHED)}.")
     return PUBLISHED[name]
 

@@ -16,11 +16,13 @@ def is_whole(path: Path) -> bool:
     """Whether a film was written to its end. The check takes some microseconds, whatever the film's length.
 
     Args:
-        path: a film: .mp4, .mov, .mkv, .webm or .avi.
+        path: a film: .mp4, .mov, .m4v, .mkv, .webm or .avi; or a .gif, which ends with a semicolon.
 
     Raises:
         OSError: the file can't be read.
     """
+    if path.suffix.lower() == ".gif":
+        return path.read_bytes().rstrip(b"\0").endswith(b";")
     read_box, needed = FORMATS[path.suffix.lower()]
     size, position, kinds = path.stat().st_size, 0, set()
     with path.open("rb") as file:
@@ -64,6 +66,7 @@ def _integer_length(head: bytes) -> int:
 FORMATS: dict[str, tuple[Callable[[bytes], Box], bytes]] = {
     ".mp4": (_iso_box, b"moov"),
     ".mov": (_iso_box, b"moov"),
+    ".m4v": (_iso_box, b"moov"),
     ".avi": (_riff_chunk, b"RIFF"),
     ".mkv": (_matroska_element, b"\x18\x53\x80\x67"),  # Segment
     ".webm": (_matroska_element, b"\x18\x53\x80\x67"),

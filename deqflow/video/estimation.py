@@ -119,7 +119,7 @@ class VideoFlow:
             TypeError, ValueError: the estimator cannot use the images, or there is more than one pair.
         """
         started = time.perf_counter()
-        check_images(image1, image2, stacklevel=3)  # 3, because no_grad adds a stack frame
+        check_images(image1, image2)
         if len(image1) != 1:
             raise ValueError(f"VideoFlow expects one pair at a time, (1, 3, H, W), got {tuple(image1.shape)}.")
         height, width = image1.shape[-2:]

@@ -69,10 +69,15 @@ def film_flow(
             could be read is written.
     """
     out = Path(out)
-    if statistics is not None and Path(statistics).suffix != ".npz":
+    if statistics is not None and Path(statistics).suffix.lower() != ".npz":
         raise ValueError(f"Statistics are written as .npz, got {statistics}.")
     if is_same_file(out, source):
         raise ValueError(f"The flow of {source} would replace it: choose another --out.")
+    if out.is_dir() if out.suffix else out.is_file():
+        raise ValueError(
+            f"{out} expects to be a {'film' if out.suffix else 'folder'}, but there is a "
+            f"{'folder' if out.suffix else 'file'} of this name: choose another --out."
+        )
     frames = read_frames(source)
     numbers, interrupted, short = Statistics(), False, None
     video.reset()

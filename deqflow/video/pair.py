@@ -1,9 +1,11 @@
 """The flow of two images in one call, :func:`deqflow.flow`; it also reads image files, which the model does not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from deqflow.data.images import ImageLike, as_images
 from deqflow.model.checkpoints import load
@@ -11,7 +13,7 @@ from deqflow.model.estimator import FlowEstimator
 from deqflow.model.output import FlowOutput
 from deqflow.model.precision import choose_device
 from deqflow.model.scales import estimate_at_scales
-from deqflow.solvers import Rule, Stop
+from deqflow.solvers import Rule
 
 
 @torch.no_grad()
@@ -31,11 +33,12 @@ def flow(
     Args:
         image1, image2: paths, PIL images, NumPy arrays or tensors, one image or a batch, of any layout that
             :func:`deqflow.data.images.as_images` knows.
-        model: name of a shipped model, path of a checkpoint, or an estimator.
+        model: name of a shipped model, path of a checkpoint, or an estimator. One in training mode is used in
+            evaluation mode, so that its running statistics do not change; it is left in training mode.
         scales: factors by which the images are resized, ascending. Each solve starts from the solution of the last
             one, see :func:`deqflow.estimate_at_scales`.
-        device: device to estimate on; "auto" takes a GPU where there is one. An estimator given as ``model`` stays
-            where it is.
+        device: device to estimate on; "auto" takes a GPU where there is one. An estimator given as ``model`` is not
+            moved: its own device, or "auto".
         max_evals, atol: budget in evaluations, and tolerance in pixels; the model's own if not given.
         rule: the solver; the model's own if not given.
 
@@ -43,11 +46,30 @@ def flow(
         The output at the last scale; its ``flow``, (B, 2, H, W), is in pixels of the given images.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: the images, the scales or the model cannot be used.
+        TypeError, ValueError, FileNotFoundError: the images, the scales or the model cannot be used; or the device is
+            not that of the estimator.
     """
     images = (as_images(image1, "image1"), as_images(image2, "image2"))
     estimator = model if isinstance(model, FlowEstimator) else load(model).to(choose_device(device))
-    first, second = (image.to(next(estimator.parameters()).device) for image in images)
-    own = estimator.equilibrium.eval_stop
-    stop = Stop(max_evals=own.max_evals if max_evals is None else max_evals, atol=own.atol if atol is None else atol)
-    return estimate_at_scales(estimator, first, second, scales, rule=rule, stop=stop).output
+    there = next(estimator.parameters()).device
+    if str(device) != "auto" and choose_device(device) not in (there, torch.device(there.type)):
+        raise ValueError(
+            f"device expects that of the given estimator, {there}, got {device}: move the estimator with "
+            "estimator.to(device), or leave device out."
+        )
+    stop = estimator.equilibrium.eval_stop.with_changes(max_evals=max_evals, atol=atol)
+    with in_evaluation_mode(estimator):
+        first, second = (image.to(there) for image in images)
+        return estimate_at_scales(estimator, first, second, scales, rule=rule, stop=stop).output
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module and all its parts into evaluation mode; at the end each part has the mode that it had before."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

@@ -206,14 +206,17 @@ def _read_video(path: Path, count: int) -> Iterator[Tensor]:
     finally:
         reader.release()
     if _ends_early(path, read, count):
-        raise ShortVideoError(f"{path} is cut short or damaged: {read} of its {count} frames can be read.")
+        of = "" if path.suffix.lower() == ".gif" else f" of its {count}"  # a .gif does not give their number
+        raise ShortVideoError(f"{path} is cut short or damaged: {read}{of} frames can be read.")
 
 
 def _ends_early(path: Path, read: int, count: int) -> bool:
     """Whether frames are missing. OpenCV reports the same at the last frame and at the first that it can't read."""
+    suffix = path.suffix.lower()
+    if suffix == ".gif":
+        return not is_whole(path)
     if read >= count:
         return False
-    suffix = path.suffix.lower()
     if suffix in FORMATS and not is_whole(path):
         return True
     # An intact file may have some frames fewer than it says, for instance if it was trimmed without re-encoding.

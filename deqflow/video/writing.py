@@ -227,7 +227,7 @@ class Statistics:
             OSError: the folder can't be written to, or the disk is full.
         """
         path = Path(path)
-        if path.suffix != ".npz":
+        if path.suffix.lower() != ".npz":
             raise ValueError(f"Statistics are written as .npz, got {path}.")
         content, arrays = io.BytesIO(), dict[str, Any]((name, self[name]) for name in self.QUANTITIES)
         np.savez(content, **arrays)

@@ -48,6 +48,41 @@ def test_the_suffix_chooses_numbers(pair, tmp_path, expected, name):
     assert torch.equal(deqflow.read_flow(tmp_path / name)[0], expected)
 
 
+@pytest.mark.parametrize("source", ["pair", "list", "film"])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--scales", "nan"], "scales expects one or more positive factors"),
+        (["--scales", "1", "inf"], "scales expects one or more positive factors"),
+        (["--max-evals", "0"], "Stop expects max_evals"),
+        (["--atol", "nan"], "Stop expects tolerances"),
+    ],
+)
+def test_a_solve_that_makes_no_sense_is_refused_at_once(pair, clip, tmp_path, capsys, source, options, sentence):
+    (tmp_path / "list.txt").write_text("\t".join(pair))
+    images = {"pair": pair, "list": [str(tmp_path / "list.txt")], "film": [clip]}[source]
+    suffix = {"pair": ".png", "list": "", "film": ".avi"}[source]
+    assert main(["flow", *images, "--out", str(tmp_path / f"out{suffix}"), *options]) == 1
+    assert capsys.readouterr().err.startswith(f"deqflow: {sentence}")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_an_output_where_a_folder_or_a_file_stands_is_refused_before_work(pair, clip, tmp_path, capsys):
+    for name in ("f.png", "f.avi"):
+        (tmp_path / name).mkdir()
+    for images, out, sentence in (
+        (pair, "f.png", "is a folder: name a file in it, such as"),
+        ([clip], "f.avi", "expects to be a film, but there is a folder of this name: choose another --out"),
+    ):
+        assert main(["flow", *images, "--out", str(tmp_path / out), "--max-evals", "1"]) == 1
+        assert sentence in capsys.readouterr().err
+    (tmp_path / "numbers").write_text("")
+    assert main(["flow", clip, "--out", str(tmp_path / "numbers"), "--max-evals", "1"]) == 1
+    assert "expects to be a folder, but there is a file of this name" in capsys.readouterr().err
+    assert main(["flow", *pair, "--out", str(tmp_path / "numbers" / "f.flo"), "--max-evals", "1"]) == 1
+    assert f"{tmp_path / 'numbers'} is a file, where a folder is needed: choose another" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["f.png", "f.jpg", "f.ppm", "f.PNG"])
 def test_the_suffix_chooses_colours(pair, tmp_path, expected, name):
     assert main(["flow", *pair, "--out", str(tmp_path / name), "--max-evals", "3"]) == 0

@@ -183,6 +183,12 @@ def test_outputs_are_named_by_the_list_or_by_the_first_images(tmp_path, monkeypa
     assert pairs[0].image2 == Path("x/a/2 b.png")
 
 
+def test_a_list_may_begin_with_a_mark_of_windows_and_have_indented_comments(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\tb.png\r\n  # c d\r\n")
+    (pair,) = read_pairs(tmp_path / "list.txt", tmp_path / "out", ".flo")
+    assert (pair.image1, pair.image2) == (Path("a.png"), Path("b.png"))
+
+
 def test_an_output_that_is_an_input_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_image(Path("a.png"))

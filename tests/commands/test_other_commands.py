@@ -12,9 +12,10 @@ from test_main import REFERENCE
 
 import deqflow
 from deqflow.__main__ import main
-from deqflow.commands import convert, measure
+from deqflow.commands import Entry, convert, measure
 from deqflow.commands.report import parse_value
 from deqflow.commands.shared import PairProgress, load_model, repeated
+from deqflow.data.synthetic import SyntheticPairs
 from deqflow.evidence import evaluation
 from deqflow.evidence.confidence import SHIPPED_CONFIDENCE
 from deqflow.model.checkpoints import CheckpointError
@@ -75,6 +76,59 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
         load_model("deqflow-smal")
     with pytest.raises(FileNotFoundError, match=r"No checkpoint at .*a\.pth"):
         convert.Convert(tmp_path / "a.pth", tmp_path / "b.safetensors")()
+
+
+def test_a_name_that_is_nearly_a_models_is_guessed():
+    for name in ("deqflow-smal", "deqflow_small", "DEQFLOW-small"):
+        with pytest.raises(FileNotFoundError, match=r"or the path of a checkpoint\. Did you mean deqflow-small\?$"):
+            deqflow.load(name)
+    with pytest.raises(FileNotFoundError, match=r"No model 'nonsense', and no file of this name: .* checkpoint\.$"):
+        deqflow.load("nonsense")
+    with pytest.raises(ValueError, match=r"save expects an estimator made by deqflow.build or deqflow.load, got int"):
+        deqflow.save(3, "a.safetensors")  # pyright: ignore[reportArgumentType]
+
+
+def test_suffixes_may_be_in_capitals(tmp_path, published, capsys):
+    torch.save(published, tmp_path / "A.PTH")
+    assert main(["convert", str(tmp_path / "A.PTH"), str(tmp_path / "B.SAFETENSORS")]) == 0
+    assert deqflow.load(tmp_path / "B.SAFETENSORS").recurrent
+    out = str(tmp_path / "M.PT2")
+    assert main(["export", "--out", out, "--evals", "1", "--size", "32", "32", "--device", "cpu"]) == 0
+    assert "32 x 32: at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+def test_export_does_not_replace_its_model(tmp_path, published, capsys, name):
+    path = tmp_path / name
+    torch.save(published, path)
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    assert main(["export", "--model", str(tmp_path / "link"), "--out", str(path), "--evals", "1"]) == 1
+    assert "would replace the input" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [["flow", "a.png", "b.png"], ["doctor"]])
+def test_too_little_memory_ends_with_an_error_message(monkeypatch, capsys, command):
+    def run(error: Exception) -> int:
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(Entry, "parse", lambda *_: fail)
+        return main(command)
+
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")):
+        assert run(error) == 1
+        assert capsys.readouterr().err.startswith("deqflow: Not enough memory: use smaller images, scales or batches.")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run(RuntimeError("a fault of ours"))
+
+
+def test_clip_expects_a_seed_that_is_not_negative(tmp_path, capsys):
+    assert main(["clip", "--out", str(tmp_path / "c.avi"), "--seed", "-1"]) == 1
+    assert "SyntheticVideo expects a seed of at least 0, got -1" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="SyntheticPairs expects a seed of at least 0, got -1"):
+        SyntheticPairs(1, seed=-1)
 
 
 def test_convert_does_not_replace_its_source(tmp_path, published, capsys):
@@ -244,6 +298,7 @@ def test_doctor_says_in_ten_lines_what_the_machine_is_good_for(capsys, monkeypat
 def test_doctor_names_what_is_not_installed(monkeypatch):
     from deqflow.commands import doctor
 
+    assert [doctor._rounded(seconds) for seconds in (0.123, 5.67, 234.5)] == ["0.12", "5.7", "230"]
     assert doctor._version("no-such-package") == "not installed"
     assert doctor._version("torch").startswith("2")
     monkeypatch.setattr(torch.version, "cuda", "12.9")

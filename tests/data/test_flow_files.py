@@ -1,6 +1,8 @@
 import errno
+import os
 import re
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -96,6 +98,15 @@ def test_the_range_of_sixteen_bits_is_scaled_to_that_of_eight(tmp_path, picture)
     assert torch.equal(read_image(tmp_path / "deep.png"), image_tensor(picture))
     cv2.imwrite(str(tmp_path / "deeper.png"), deep // 2)
     torch.testing.assert_close(read_image(tmp_path / "deeper.png"), image_tensor(picture) / 2, rtol=0, atol=0.002)
+
+
+def test_an_image_may_come_through_a_pipe(tmp_path):
+    path = write_image(tmp_path / "a.png", np.full((4, 5, 3), 7, np.uint8))
+    os.mkfifo(tmp_path / "pipe")
+    sender = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(path.read_bytes()))
+    sender.start()
+    assert torch.equal(read_image(tmp_path / "pipe"), read_image(path))
+    sender.join()
 
 
 @pytest.mark.parametrize("suffix", [".pfm", ".hdr"])

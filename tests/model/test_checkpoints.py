@@ -147,7 +147,8 @@ def test_the_shipped_model_sees_motion(generator):
 @pytest.mark.parametrize("name", ["deqflow-big", "nothing/at/all.safetensors", ""])
 def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(
-        FileNotFoundError, match=rf"No model '{name}': expected one of {', '.join(SHIPPED)}, or the path"
+        FileNotFoundError,
+        match=rf"No model '{name}', and no file .*: expected one of {', '.join(SHIPPED)}, .* or the path",
     ):
         load(name)
 

@@ -1,7 +1,9 @@
 """What an estimator returns, and the one door for two images."""
 
+import copy
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from PIL import Image
 
 import deqflow
 from deqflow.data.colors import flow_to_rgb
+from deqflow.data.flow_files import FLOW_SUFFIXES
 from deqflow.data.images import as_images
+from deqflow.model.output import NUMBERS
 from deqflow.solvers import Anderson, Stop
 
 THREE = Stop(max_evals=3, atol=0.0)
@@ -82,18 +86,98 @@ def test_grey_images_get_three_channels():
 @pytest.mark.parametrize(
     ("image", "error", "sentence"),
     [
-        ([[0]], TypeError, "image1 expects a path, a PIL image, a NumPy array or a tensor, got builtins.list"),
-        (np.zeros((20, 20, 3), np.uint16), TypeError, "uint8 or floating-point values in 0..255, got torch.uint16"),
-        (torch.zeros(20, 20, dtype=torch.int64), TypeError, "got torch.int64: convert them"),
+        ([[0]], TypeError, "image1 expects a path, a PIL image, a NumPy array or a tensor, got list: open a file"),
+        (
+            np.zeros((20, 20, 3), np.uint16),
+            TypeError,
+            "uint8 or floating-point values in 0..255, got uint16: divide them by 257",
+        ),
+        (torch.zeros(20, 20, dtype=torch.int64), TypeError, "got int64: convert them"),
+        (torch.ones(20, 20, dtype=torch.bool), TypeError, "got bool: multiply them by 255"),
+        (np.zeros((20, 20), object), TypeError, "got object: convert them"),
+        (np.zeros((20, 20), np.longdouble), TypeError, "got (float128|longdouble|float96): convert them"),
+        (torch.zeros(3, 20, 20).to(torch.float8_e4m3fn), TypeError, "got float8_e4m3fn: convert them"),
+        (Image.fromarray(np.zeros((20, 20), np.int32)), ValueError, "8 or 16 bits, got mode 'I' with 32"),
+        (Image.fromarray(np.zeros((20, 20), np.float32)), ValueError, "8 or 16 bits, got mode 'F' with 32"),
+        (np.zeros((0, 20, 20, 3)), ValueError, "one number of images, at least 1, got 0 and 1"),
+        (np.zeros((2, 20, 20, 3), np.uint8), ValueError, "one number of images, at least 1, got 2 and (2|1)"),
+        (np.zeros((20, 30, 3), np.uint8), ValueError, r"one size, got 30x20 and 20x20 \(width x height\)"),
         (np.zeros((20, 20, 5)), ValueError, r"with 1, 3 or 4 channels, got \(20, 20, 5\)"),
         (torch.zeros(1, 1, 3, 20, 20), ValueError, r"got \(1, 1, 3, 20, 20\)"),
         (np.zeros((9, 20, 3), np.uint8), ValueError, "at least 16 px a side"),
     ],
 )
 def test_what_is_no_image_is_refused(estimator, image, error, sentence):
-    other = image if isinstance(image, np.ndarray) else np.zeros((20, 20, 3), np.uint8)
+    other = image if np.shape(image)[:1] == (9,) else np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(error, match=sentence):
         deqflow.flow(image, other, model=estimator)
+
+
+def test_grey_pil_images_of_16_bits_are_scaled(tmp_path):
+    values = np.arange(0, 65536, 128, dtype=np.uint16).reshape(16, 32)
+    path = tmp_path / "deep.png"
+    assert cv2.imwrite(str(path), values)
+    with Image.open(path) as image:
+        assert torch.equal(as_images(image), as_images(path))
+    assert torch.equal(as_images(Image.fromarray(values))[0, 1], torch.from_numpy(values.astype(np.float32) / 257))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_pil_image_is_turned_as_its_file_is(tmp_path, orientation, suffix):
+    path, exif = tmp_path / f"turned{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    shades = np.linspace(0, 255, 16 * 24).reshape(16, 24).astype(np.uint8)
+    Image.fromarray(np.dstack([shades] * 3)).save(path, exif=exif, quality=100)
+    with Image.open(path) as image:
+        turned = as_images(image)
+    assert turned.shape == as_images(path).shape == ((1, 3, 16, 24) if orientation < 5 else (1, 3, 24, 16))
+    assert (turned - as_images(path)).abs().max() <= 2  # two decoders of .jpg
+
+
+def test_arrays_that_torch_does_not_know_are_taken(estimator, pictures, expected):
+    locked = pictures[0].copy()
+    locked.flags.writeable = False
+    output = deqflow.flow(locked, pictures[1].astype(">f4"), model=estimator, max_evals=3, atol=0.0)
+    assert torch.equal(output.flow, expected)
+
+
+def test_an_estimate_changes_nothing_of_a_model_in_training(pictures):
+    torch.manual_seed(0)
+    model = deqflow.build("base", recurrent=True, dropout=0.5)  # batch norm in its context network
+    model.feature_encoder.eval()
+    before, modes = copy.deepcopy(model.state_dict()), [part.training for part in model.modules()]
+    output = deqflow.flow(*pictures, model=model, max_evals=1)
+    assert [part.training for part in model.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(output.flow, deqflow.flow(*pictures, model=model.eval(), max_evals=1).flow)
+
+
+def test_the_door_keeps_all_of_the_models_stop_and_its_device(estimator, pictures):
+    own = estimator.equilibrium.eval_stop
+    estimator.equilibrium.eval_stop = Stop(max_evals=5, atol=0.0, max_seconds=1e-9)
+    try:
+        assert deqflow.flow(*pictures, model=estimator).solve.evals.tolist() == [1]
+    finally:
+        estimator.equilibrium.eval_stop = own
+    assert deqflow.flow(*pictures, model=estimator, device="cpu", max_evals=1).flow.device.type == "cpu"
+    with pytest.raises(ValueError, match="device expects that of the given estimator, cpu, got cpu:3: move"):
+        deqflow.flow(*pictures, model=estimator, device="cpu:3")
+    for device in ("nonsense", None, 0):
+        with pytest.raises(ValueError, match="Expected a device such as auto"):
+            deqflow.flow(*pictures, model=estimator, device=device)
+
+
+@pytest.mark.parametrize("scales", [2.0, None, (float("nan"),), (1.0, float("inf")), "12", (1, "2"), torch.ones(2)])
+def test_scales_that_make_no_sense_are_refused(estimator, pictures, scales):
+    with pytest.raises(ValueError, match="scales expects one or more positive factors in ascending order"):
+        deqflow.flow(*pictures, model=estimator, scales=scales)
+
+
+@pytest.mark.parametrize("model", [None, 3, torch.nn.Linear(1, 1)])
+def test_what_is_no_model_is_refused(pictures, model):
+    with pytest.raises(TypeError, match="A model is expected as a name or a path, got"):
+        deqflow.flow(*pictures, model=model)
 
 
 def test_the_doors_options_reach_the_solve(estimator, pictures):
@@ -150,8 +234,16 @@ def test_an_output_becomes_an_array_a_picture_and_a_file(tmp_path, estimator, pi
         assert torch.equal(deqflow.read_flow(path)[0], expected[0])
     path = output.save(tmp_path / "flow.png")
     assert torch.equal(deqflow.read_image(path)[0].permute(1, 2, 0), torch.from_numpy(flow_to_rgb(expected[0])).float())
-    with pytest.raises(ValueError, match="ends in"):
+    for suffix in (".ppm", ".JPG", ".pnm", ".TIFF"):
+        assert deqflow.read_image(output.save(tmp_path / f"flow{suffix}")).shape == (1, 3, 30, 44)
+    with pytest.raises(ValueError, match=r"such as .png or .jpg, got '.txt'. The numbers of a flow go into .flo, "):
         output.save(tmp_path / "flow.txt")
+    assert set(NUMBERS) == FLOW_SUFFIXES - {".png"}
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OSError, match="there is a folder of this name: choose another name"):
+        output.save(tmp_path / "folder.png")
+    with pytest.raises(OSError, match=r"flow.png is a file, where a folder is needed"):
+        output.save(tmp_path / "flow.png" / "flow.flo")
 
 
 # What is warned of
@@ -165,12 +257,18 @@ def test_an_output_becomes_an_array_a_picture_and_a_file(tmp_path, estimator, pi
         (lambda x: x * 16 / 257, "multiply by 16 if they have 12 bits and were read as 16"),
         (lambda x: x * 257, "divide by 257 if they have 16 bits"),
         (lambda x: x / 127.5 - 1, "as after normalisation"),
+        (lambda x: x - 128, "as after normalisation"),
+        (lambda x: x / 250, "multiply by 255 if they are 0..1"),
+        (lambda x: x * 4 / 257, "multiply by 64 if they have 10 bits and were read as 16"),
     ],
 )
 def test_a_range_of_values_that_looks_wrong_is_warned_of(estimator, pictures, change, advice):
     images = [change(as_images(picture)) for picture in pictures]
     with pytest.warns(UserWarning, match=advice) as caught:
         estimator(*images, max_evals=1)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match=advice) as caught:  # one image is enough, at any depth of calls
+        deqflow.flow(as_images(pictures[1]), images[0], model=estimator, max_evals=1)
     assert [warning.filename for warning in caught] == [__file__]
     images[0].requires_grad_()
     with pytest.warns(UserWarning, match=advice):
@@ -183,4 +281,34 @@ def test_ordinary_images_are_not_warned_of(estimator, low, recwarn):
         image = torch.linspace(low, high, 400).view(1, 1, 20, 20).expand(1, 3, 20, 20)
         if high > 16:
             estimator(image, image, max_evals=1)
+    for high in (0, 2, 3, 10):  # black, and dark images of 8 bits
+        image = torch.zeros(1, 3, 20, 20)
+        image[..., ::2] = high
+        estimator(image, image, max_evals=1)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rule": "anderson"}, r"rule expects a solver such as Picard\(\)"),
+        ({"rule": Anderson}, "rule expects a solver such as"),
+        ({"stop": 3}, r"stop expects a Stop\(max_evals=..., atol=...\), got 3"),
+        ({"start": torch.zeros(1, 2, 4, 6)}, "start expects a FlowState, .* got Tensor"),
+        ({"on_eval": 3}, "on_eval expects a function of an Evaluation, got 3"),
+    ],
+)
+def test_options_of_another_type_are_refused(estimator, pictures, options, sentence):
+    images = [as_images(picture) for picture in pictures]
+    with pytest.raises(TypeError, match=sentence):
+        estimator(*images, **options)
+    for image in (images[0].to_sparse(), images[0].to("meta")):
+        with pytest.raises(TypeError, match="image1 expects a floating-point or uint8 tensor"):
+            estimator(image, images[1])
+
+
+def test_numbers_of_numpy_are_numbers(estimator, pictures):
+    images = [as_images(picture) for picture in pictures]
+    assert estimator(*images, max_evals=np.int64(2), atol=np.float32(0)).solve.evals.tolist() == [2]
+    with pytest.raises(ValueError, match="Stop expects tolerances of 0 or more, got atol='x'"):
+        estimator(*images, atol="x")

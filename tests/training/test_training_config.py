@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,39 @@ def test_the_help_names_every_setting(capsys):
     assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(TrainConfig)[:-1])
     assert "--config" in text
     assert "--from" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, []),
+        ({"recurrent": True}, []),
+        ({"recurrent": True, "corrections": 5}, ["corrections has no effect on a recurrent model"]),
+        ({"recurrent": True, "phantom_steps": 2}, ["phantom_steps has no effect on a recurrent model"]),
+        ({"corrections": 5, "attraction_strength": 0.5}, []),
+        (
+            {"attraction": "none", "attraction_strength": 0.5},
+            ["attraction_strength has no effect with attraction"],
+        ),
+        ({"crop": (64, 64)}, ["crop has no effect on procedural pairs"]),
+        ({"stage": "chairs", "scenes": SceneConfig(height=64)}, ["scenes has no effect on the published data"]),
+    ],
+)
+def test_settings_without_effect_are_named(settings, expected):
+    found = TrainConfig(**settings).without_effect()
+    assert len(found) == len(expected)
+    assert all(remark.startswith(start) for remark, start in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": math.nan}, {"lr": -1.0}, {"lr": math.inf}, {"clip": 0.0}, {"weight_decay": -1.0}]
+)
+def test_rates_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match="TrainConfig expects lr and clip above 0 and weight_decay of 0 or more, got"):
+        TrainConfig(**settings)
+
+
+def test_a_preset_that_is_no_name_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_text("preset: [chairs]")
+    with pytest.raises(ValueError, match=r"Unknown preset \['chairs'\]: expected one of chairs"):
+        read_config(tmp_path / "run.yaml")

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import deqflow
@@ -410,6 +411,26 @@ def test_a_video_becomes_a_file_a_frame(clip, tmp_path, video, files, suffix, wi
         flow, valid = deqflow.read_flow(path)
         assert valid.all()
         assert (flow - step.flow[0]).abs().max() <= within
+
+
+def test_a_gif_is_read_and_told_if_it_is_cut_short(tmp_path, video):
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)) for _ in range(8)]
+    images[0].save(tmp_path / "whole.gif", save_all=True, append_images=images[1:], duration=100)
+    assert len(list(read_frames(tmp_path / "whole.gif"))) == 8
+    content = (tmp_path / "whole.gif").read_bytes()
+    for share in (0.4, 0.9):
+        (tmp_path / "cut.GIF").write_bytes(content[: round(share * len(content))])
+        with pytest.raises(ShortVideoError, match=r"cut\.GIF is cut short or damaged: \d+ frames can be read"):
+            list(read_frames(tmp_path / "cut.GIF"))
+
+
+def test_statistics_may_have_a_suffix_in_capitals(tmp_path, video):
+    with Movie(tmp_path / "film.avi") as movie:
+        for shade in (0, 20, 40):
+            movie.add(np.full((32, 48, 3), shade, np.uint8))
+    film_flow(tmp_path / "film.avi", tmp_path / "out.avi", video, statistics=tmp_path / "S.NPZ", progress=False)
+    assert len(np.load(tmp_path / "S.NPZ")["evaluations"]) == 2
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv", ".webm"])

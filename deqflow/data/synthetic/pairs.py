@@ -21,13 +21,15 @@ class SyntheticPairs(torch.utils.data.Dataset[FlowSample]):
         config: what the scenes look like.
 
     Raises:
-        ValueError: the length is less than 1.
+        ValueError: the length is less than 1, or the seed less than 0.
         ModuleNotFoundError, FileNotFoundError: a photograph is missing.
     """
 
     def __init__(self, length: int, *, seed: int = 0, config: SceneConfig | None = None) -> None:
         if length < 1:
             raise ValueError(f"SyntheticPairs expects a length of at least 1, got {length}.")
+        if seed < 0:
+            raise ValueError(f"SyntheticPairs expects a seed of at least 0, got {seed}.")
         self.length, self.seed, self.config = length, seed, config or SceneConfig()
         require_photographs(self.config)
 

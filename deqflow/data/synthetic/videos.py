@@ -56,7 +56,8 @@ class SyntheticVideo(torch.utils.data.Dataset[VideoFrame]):
         cuts: indices of the frames that begin a new scene, in increasing order.
 
     Raises:
-        ValueError: the length is less than 1, the speed is unknown, or the cuts are out of order or out of range.
+        ValueError: the length is less than 1, the seed less than 0, the speed is unknown, or the cuts are out of order
+            or out of range.
         ModuleNotFoundError, FileNotFoundError: a photograph is missing.
     """
 
@@ -71,6 +72,8 @@ class SyntheticVideo(torch.utils.data.Dataset[VideoFrame]):
     ) -> None:
         if length < 1:
             raise ValueError(f"SyntheticVideo expects a length of at least 1, got {length}.")
+        if seed < 0:
+            raise ValueError(f"SyntheticVideo expects a seed of at least 0, got {seed}.")
         if speed not in SPEEDS:
             raise ValueError(f"SyntheticVideo expects a speed of {', '.join(SPEEDS)}, got {speed!r}.")
         if list(cuts) != sorted(set(cuts)) or not all(0 < cut < length for cut in cuts):
