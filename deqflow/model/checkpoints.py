@@ -42,7 +42,7 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
         estimator = getattr(estimator, wrapper, estimator)
     if getattr(estimator, "config", None) is None:
         got = "one without a configuration" if isinstance(estimator, FlowEstimator) else type(estimator).__name__
-        raise ValueError(f"save expects an estimator made by deqflow.build or deqflow.load, got {got}.")
+        raise ValueError(f"save expects an estimator made by deqflow.build, got {got}.")
     path = Path(path)
     metadata = {
         "format": FORMAT,

@@ -1,6 +1,7 @@
 """Checks of the images that an estimator is given: errors, and warnings about their range of values."""
 
-import sys
+import inspect
+import traceback
 import warnings
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 SMALLEST_SIDE = 16
 TOO_BRIGHT = 512  # well above 255: resized or sharpened images may exceed 255 a little
 NORMALISED = 8  # images normalised by mean and standard deviation stay below this, and have values below zero
-UNIT = 2  # images of 0..1 stay below this, though resized or sharpened ones may exceed 1
+UNIT = 2  # images of 0..1 stay below this, though resized or sharpened ones may exceed 1; those of 10 bits do not
 TOO_NEGATIVE = -64  # resized or sharpened images may have values a little below zero
 TAKEN = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OUTSIDE = ("deqflow.", "torch.", "contextlib")  # modules whose lines a warning does not name
@@ -45,17 +46,15 @@ def check_images(image1: Tensor, image2: Tensor, *, warn: bool = True) -> None:
         )
     if not warn or torch.compiler.is_exporting():
         return
-    advice = next(filter(None, map(_advice, (image1, image2))), "")
+    advice = next(filter(None, (*map(_advice, (image1, image2)), _unit_advice(image1, image2))), "")
     if advice:
         warnings.warn(f"Images are expected in 0..255, but {advice}.", stacklevel=_level_outside())
 
 
 def _level_outside() -> int:
     """The stack level, counted from the caller as :func:`warnings.warn` counts it, of the first frame outside."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(OUTSIDE):
-        frame, level = frame.f_back, level + 1
-    return level
+    modules = [f"{frame.f_globals.get('__name__', '')}." for frame, _ in traceback.walk_stack(inspect.currentframe())]
+    return next((level for level, module in enumerate(modules) if not module.startswith(OUTSIDE)), len(modules) - 1)
 
 
 def _check_tensor(name: str, image: object) -> None:
@@ -92,13 +91,17 @@ def _advice(image: Tensor) -> str:
             f"all values lie between {lowest:.3g} and {highest:.3g}, as after normalisation by a mean and a standard "
             "deviation: undo it"
         )
-    factor = ""
-    if highest <= 1 or (highest <= UNIT and not _is_whole(image)):
-        factor = "255 if they are 0..1"
     for bits, above in ((10, UNIT), (12, NORMALISED)):
         if above < highest <= (2**bits - 1) / 257 and not _is_whole(image):
             factor = f"{2 ** (16 - bits)} if they have {bits} bits and were read as 16"
-    return factor and f"the largest value is {highest:.3g}: multiply by {factor}"
+            return f"the largest value is {highest:.3g}: multiply by {factor}"
+    return ""
+
+
+def _unit_advice(image1: Tensor, image2: Tensor) -> str:
+    """What to do if both images have values of 0..1; empty if they have not. One of them may be a dark frame."""
+    highest = max(float(image.detach().max()) for image in (image1, image2))
+    return f"the largest value is {highest:.3g}: multiply by 255 if they are 0..1" if 0 < highest <= 1 else ""
 
 
 def _is_whole(image: Tensor) -> bool:
