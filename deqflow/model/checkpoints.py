@@ -40,13 +40,14 @@ def save(estimator: FlowEstimator, path: str | Path, *, recipe: dict[str, Any] |
     """
     for wrapper in ("_orig_mod", "module", "_orig_mod"):  # of torch.compile, data parallelism, or one inside the other
         estimator = getattr(estimator, wrapper, estimator)
-    if getattr(estimator, "config", None) is None:
+    config = getattr(estimator, "config", None)
+    if config is None:
         got = "one without a configuration" if isinstance(estimator, FlowEstimator) else type(estimator).__name__
         raise ValueError(f"save expects an estimator made by deqflow.build, got {got}.")
     path = Path(path)
     metadata = {
         "format": FORMAT,
-        "config": json.dumps(dataclasses.asdict(estimator.config)),
+        "config": json.dumps(dataclasses.asdict(config)),
         "recipe": json.dumps(recipe or {}),
     }
     named = plain_names(estimator.state_dict())
