@@ -73,6 +73,8 @@ class Export:
         """Run the command."""
         require_suffix(self.out, ".onnx", ".pt2")
         refuse_overwriting(self.out, Path(self.model))  # a checkpoint may have any suffix
+        if not self.tolerance >= 0:
+            raise ValueError(f"--tolerance expects a number of 0 or more in px, got {self.tolerance}.")
         if self.out.suffix.lower() == ".onnx":
             require_onnx()
         import torch

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from deqflow.data.netpbm import decode_netpbm
@@ -59,10 +60,12 @@ def read_image(path: str | Path) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: OpenCV can't read the file as an image, it is damaged, or its pixels have neither 8 nor 16 bits.
+        ValueError: OpenCV can't read the file as an image, it is damaged, it holds several images, or its pixels have
+            neither 8 nor 16 bits.
     """
     path, expected = Path(path), "an image such as .png, .jpg or .ppm"
     content = _content(path)
+    _require_single(path, content)
     try:
         rgb = decode_netpbm(content)
     except ValueError as error:
@@ -77,6 +80,20 @@ def read_image(path: str | Path) -> Tensor:
         rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.float32)
         rgb = rgb / 257 if pixels.dtype == np.uint16 else rgb
     return torch.from_numpy(rgb).permute(2, 0, 1)[None]
+
+
+def _require_single(path: Path, content: bytes) -> None:
+    """Raise if a file holds an animation or several pages, of which only the first would be read."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            count = getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "TIFF", "WEBP") else 1
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # OpenCV has a message of its own
+        return
+    if count > 1:
+        raise ValueError(
+            f"{path} expects one image, got {count} in one file: save each in a file of its own, or the animation as "
+            ".gif or .mp4."
+        )
 
 
 def write_image(path: str | Path, image: np.ndarray) -> Path:

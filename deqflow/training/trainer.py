@@ -63,7 +63,7 @@ class Trainer:
         solve: the solver's result in the last step.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or the batch cannot be shared out.
+        ValueError: the folder holds a run of another configuration or is a file, or the batch cannot be shared out.
     """
 
     def __init__(
@@ -272,6 +272,8 @@ class Trainer:
         """Continue from the folder's newest state. Only the first process needs access to the folder."""
         state = None
         if self.processes.is_first:
+            if file := next((path for path in (self.folder, *self.folder.parents) if path.is_file()), None):
+                raise ValueError(f"A run expects a folder at {self.folder}, but {file} is a file: choose another name.")
             self.folder.mkdir(parents=True, exist_ok=True)
             state = load_state(self.folder)
         state = self.processes.from_first(state)

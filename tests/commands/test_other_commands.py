@@ -303,3 +303,9 @@ def test_doctor_names_what_is_not_installed(monkeypatch):
     assert doctor._version("torch").startswith("2")
     monkeypatch.setattr(torch.version, "cuda", "12.9")
     assert doctor._build() == "CUDA 12.9"
+
+
+def test_export_looks_at_its_tolerance_before_it_works(tmp_path, capsys):
+    assert main(["export", "--out", str(tmp_path / "a.pt2"), "--tolerance", "nan"]) == 1
+    assert "--tolerance expects a number of 0 or more in px, got nan" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from deqflow.data.flow_files import (
     FLOW_SUFFIXES,
@@ -558,3 +559,14 @@ def test_a_picture_that_its_format_cannot_hold_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"wide\.jpg: its format can't hold an image of 70000x1"):
         write_image(tmp_path / "wide.jpg", np.zeros((1, 70_000, 3), np.uint8))  # JPEG ends at 65535
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tiff"])
+def test_an_animation_is_not_read_as_its_first_image(tmp_path, suffix):
+    frames = [Image.fromarray(np.full((20, 24, 3), value, np.uint8)) for value in (10, 90, 200)]
+    path = tmp_path / f"film{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=rf"film{suffix} expects one image, got 3 in one file: save each in a file"):
+        read_image(path)
+    frames[0].save(tmp_path / f"one{suffix}")
+    assert read_image(tmp_path / f"one{suffix}").shape == (1, 3, 20, 24)

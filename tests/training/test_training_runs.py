@@ -238,3 +238,11 @@ def test_validation_is_on_held_out_pairs(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "SyntheticPairs", Watched)
     Trainer(dataclasses.replace(QUICK, steps=1, seed=4, validation_pairs=3), tmp_path).run()
     assert asked == [(1, 4, SCENES), (3, HELD_OUT_SEED, SCENES)]
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"expects a folder at .*, but .*file is a file: choose another name"):
+            Trainer(QUICK, folder)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -354,3 +354,8 @@ def test_what_is_summed_up_leaves_out_the_first_pair_and_cuts(estimator, with_cu
     )
     untrue = summarise(replace(clip, flows=()), steps)
     assert untrue["error_px"] == []
+
+
+def test_a_clip_has_two_frames(estimator):
+    with pytest.raises(ValueError, match="at least two frames, got 1: flow is from each one to the next"):
+        run_clip(estimator, VideoSample([torch.zeros(3, 32, 40)]), "reset", STOP)
