@@ -43,6 +43,10 @@ def record(**numbers: float | int | str | bool) -> None:
     display({NUMBERS: numbers, "text/plain": lines}, raw=True)
 
 
+def _is_number(value: float | int | str) -> bool:
+    return isinstance(value, float | int) or value.removeprefix("-")[:1].isdigit()
+
+
 def as_text(value: float | int | str) -> str:
     """A recorded value as text; a float has four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -51,11 +55,14 @@ def as_text(value: float | int | str) -> str:
 def table(rows: Sequence[Mapping[str, float | int | str | bool]]) -> Markdown:
     """Return rows as a table, which is shown if it ends a cell. The columns have the order of the first row.
 
+    Columns of numbers, and of texts of which one begins with a number ("0.9 ± 0.1"), are aligned at the right.
+
     Raises:
         ValueError: there are no rows, or a row has other columns than the first.
     """
     if not rows or any(list(row) != list(rows[0]) for row in rows):
         raise ValueError(f"table expects rows with the same columns, got {[list(row) for row in rows]}.")
     lines = [[as_text(value) for value in row.values()] for row in rows]
-    align = ["---:" if isinstance(value, float | int) else "---" for value in rows[0].values()]
+    columns = zip(*(row.values() for row in rows), strict=True)
+    align = ["---:" if any(map(_is_number, column)) else "---" for column in columns]
     return Markdown("\n".join("| " + " | ".join(line) + " |" for line in [list(rows[0]), align, *lines]))

@@ -39,7 +39,7 @@ class Progress:
         parts = [f"loss {self.loss:.3f}", f"held-out error {errors}"]
         if self.residuals:
             parts.append(f"residual {self.residuals[max(self.residuals)]:.3f} px")
-            parts.append(f"{self.evaluations:.0f} evaluations to settle")
+            parts.append(f"{self.evaluations:.0f} evaluations to converge")
         return f"step {self.step}: {'; '.join(parts)}; {self.seconds:.0f} s"
 
     @property

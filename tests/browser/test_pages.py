@@ -37,7 +37,7 @@ CODE = [
     from deqflow.lab.widgets import RunSettings, SolverPlayground
     """,
     "print('a long line of output, ' * 20); print('a warning', file=sys.stderr)",
-    "table([{f'column {i}': i / 3 for i in range(14)}])",
+    "table([{f'rathermeasured {i}': i / 3 for i in range(14)}])",
     "plots.traces({'cosine': solve(torch.cos, torch.ones(1, 2), Picard(), Stop())}, title='A solve')",
     """
     import numpy as np
@@ -246,6 +246,26 @@ def test_the_wheel_over_a_figure_in_space_scrolls_the_page(browser, folder, watc
     page.mouse.wheel(0, 300)
     page.wait_for_timeout(400)
     assert page.evaluate("() => scrollY") > before + 200
+
+
+def test_a_narrow_page_shows_a_figure_in_space_from_farther_away(browser, folder, watch):
+    far = """() => { const plot = [...document.querySelectorAll(".plot")].find(e => e._fullLayout.scene);
+      const { x, y, z } = plot._fullLayout.scene.camera.eye; return Math.hypot(x, y, z); }"""
+    away = {}
+    for width in (400, 900):
+        page = open_page(browser, watch, (folder / "00_all.html").as_uri(), viewport={"width": width, "height": 800})
+        page.wait_for_timeout(300)
+        away[width] = page.evaluate(far)
+    assert away[400] == pytest.approx(1.4 * away[900])
+
+
+def test_words_in_the_head_of_a_table_stay_whole(browser, folder, watch):
+    page = open_page(browser, watch, (folder / "00_all.html").as_uri(), viewport={"width": 400, "height": 800})
+    broken = """e => { const range = document.createRange(), text = e.firstChild, word = text.data.split(" ")[0];
+      range.setStart(text, 0); range.setEnd(text, word.length); return range.getClientRects().length > 1; }"""
+    heads = page.locator("main th")
+    assert heads.count() > 10
+    assert not any(head.evaluate(broken) for head in heads.all())
 
 
 def test_print_leaves_out_what_only_a_screen_needs(browser, folder, watch):

@@ -58,6 +58,14 @@ def test_a_table_has_a_column_for_each_name_and_four_digits():
     ]
 
 
+def test_columns_of_numbers_are_aligned_at_the_right_also_where_they_are_texts():
+    rows = [
+        {"set": "a", "error": "", "within": "-3%", "unit": "px"},
+        {"set": "b", "error": "0.9 ± 0.1"} | dict.fromkeys(("within", "unit"), "unknown"),
+    ]
+    assert notebook.table(rows).data.splitlines()[1] == "| --- | ---: | ---: | --- |"
+
+
 @pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}]])
 def test_a_table_needs_rows_of_the_same_columns(rows):
     with pytest.raises(ValueError, match="same columns"):

@@ -4,6 +4,7 @@ import math
 import cv2
 import matplotlib
 import numpy as np
+import plotly.io as pio
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from deqflow.data.colors import flow_to_rgb
 from deqflow.evidence.diagnostics import principal_components, record_trajectories, sparsification
 from deqflow.lab import plots
 from deqflow.lab.plots.style import full_color
+from deqflow.lab.reports.html import PLOTLY_JSON
 from deqflow.solvers import Picard, Stop, solve
 
 
@@ -69,6 +71,16 @@ def test_traces_draw_a_curve_for_each_sample_and_the_tolerance():
     assert list(figure.data[0].x) == [1, 2, 3, 4, 5]
     assert figure.data[0].y[1] == pytest.approx(0.25)
     assert figure.layout.annotations[0].y == pytest.approx(math.log10(1e-3))
+    assert figure.layout.annotations[0].x == 0  # at the left, away from the curve's end
+    assert plots.traces({"picard": result}, title="two<br>lines").layout.margin.t > figure.layout.margin.t
+
+
+def test_ticks_are_powers_of_ten_and_the_wheel_is_left_to_the_notebook():
+    figure = plots.lines([1, 2], {"a": [1e-4, 1.0]}, x="a", y="b", log="y")
+    assert figure.layout.template.layout.yaxis.exponentformat == "power"  # not "100µ"
+    assert (
+        pio.renderers["plotly_mimetype"].to_mimebundle(figure.to_dict())[PLOTLY_JSON]["config"]["scrollZoom"] is False
+    )
 
 
 def test_spreads_draw_the_mean_in_a_band_from_least_to_greatest():
@@ -96,6 +108,9 @@ def test_tradeoff_labels_its_points_and_leaves_out_what_a_log_axis_cannot_show()
     (curve,) = figure.data
     assert (curve.name, list(curve.x), list(curve.y), list(curve.text)) == ("model", [1.0], [0.5], ["a"])
     assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "log")
+    assert plots.tradeoff({"model": {}}, cost="ms", loss="error").layout.xaxis.range is None
+    wide = plots.tradeoff({"model": {"a": (1.0, 1.0), "b": (100.0, 1.0)}}, cost="ms", loss="error")
+    assert wide.layout.xaxis.range == pytest.approx((-0.2, 2.2))  # decades; with room for labels
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("ms", "error")
 
 

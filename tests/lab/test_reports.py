@@ -204,6 +204,7 @@ def shown(markdown):
             "Claim C9 holds: the error is 1.03 px.",
         ),
         ([shown("**Found here: it saves.** To 1 px, half.")], "It saves."),
+        ([shown("**Found here: it fell to 1.36 px** after 12. More.")], "It fell to 1.36 px after 12."),
         ([shown("**Found here: C2 holds**: a."), shown("**Found here: C3 does not**: b.")], "C2 holds. C3 does not."),
         ([new_markdown_cell("# T\n\nA [link](x.md), `f` and *more*. The rest.")], "A link, f and more."),
         ([], ""),
@@ -378,6 +379,19 @@ def test_a_figure_cannot_end_its_script():
     call = plotly_call({"data": [], "layout": {"title": {"text": "</script><b>"}}}, "plotly-1")
     assert call.count("</script>") == 1
     assert "--height: 450px" in call
+
+
+def test_a_cover_has_no_labels_and_images_get_less_high_on_a_narrow_page():
+    curve = {"type": "scatter", "mode": "markers+text", "text": ["a"]}
+    figure = {"data": [curve], "layout": {"title": {"text": "T"}, "annotations": [{"text": "a note"}]}}
+    cover = plotly_call(figure, "cover", small=True)
+    assert '"mode": "markers"' in cover
+    assert "a note" not in cover
+    whole = plotly_call(figure, "plot")
+    assert '"mode": "markers+text"' in whole
+    assert "a note" in whole
+    assert '--narrow: 1"' in whole
+    assert "--narrow: 0.75" in plotly_call({"data": [{"type": "image"}], "layout": {}}, "film")
 
 
 def test_exporting_leaves_the_notebook_as_it_is():

@@ -8,6 +8,7 @@ from training_runs import CONFIG
 
 import deqflow
 from deqflow.data.datasets import FlowSample
+from deqflow.lab.notebook import CHOICES
 from deqflow.lab.widgets.training import TrainingPanel
 from deqflow.training import Trainer
 
@@ -44,6 +45,7 @@ def test_headless_it_waits_and_stands_for_itself(tmp_path):
     bundle = panel._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"]) == panel.still()
     assert panel.curves.image.value == panel.still()
+    assert [choice["label"] for choice in bundle[CHOICES]] == ["Stop", "Go on"]
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 

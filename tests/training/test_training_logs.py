@@ -79,7 +79,7 @@ def test_a_terminal_gets_a_bar(tmp_path, capfd, monkeypatch):
 def test_a_line_says_all_that_matters(capsys):
     say(ENTRY)
     assert capsys.readouterr().out == (
-        "step 3: loss 1.500; held-out error 2.00 px after 6; residual 0.250 px; 11 evaluations to settle; 4 s\n"
+        "step 3: loss 1.500; held-out error 2.00 px after 6; residual 0.250 px; 11 evaluations to converge; 4 s\n"
     )
     say(Progress(3, 1.5, {6: 2.0}, 4.0))
     assert capsys.readouterr().out == "step 3: loss 1.500; held-out error 2.00 px after 6; 4 s\n"

@@ -26,7 +26,8 @@ def traces(solves: Mapping[str, SolverResult], *, title: str = "", unit: str = "
     for tolerance in tolerances:
         figure.add_hline(y=tolerance, line_dash="dot", line_color="gray")
         # On a log axis plotly places an annotation by the logarithm, but a line by the value itself.
-        label = {"x": 1, "xref": "paper", "xanchor": "right", "y": math.log10(tolerance), "yanchor": "bottom"}
+        # It stands at the left, because curves end at the right near the tolerance.
+        label = {"x": 0, "xref": "paper", "xanchor": "left", "y": math.log10(tolerance), "yanchor": "bottom"}
         figure.add_annotation(text=f"tolerance {tolerance:g} {unit}", showarrow=False, **label)
     return _labelled(figure, title, {"title": "evaluations of f"}, {"title": f"residual ({unit})", "type": "log"})
 
@@ -107,7 +108,10 @@ def tradeoff(
             textposition=[place or "top center" for place in places],
         )
     figure.update_traces(marker_size=9, textfont_size=10, cliponaxis=False)
-    return _labelled(figure, title, {"title": cost, "type": "log"}, {"title": loss, "type": "log"})
+    costs = [math.log10(point[0]) for point in known.values()]
+    room = 0.1 * (max(costs, default=0) - min(costs, default=0)) or 1  # for labels beside the outermost points
+    shown = [min(costs) - room, max(costs) + room] if costs else None
+    return _labelled(figure, title, {"title": cost, "type": "log", "range": shown}, {"title": loss, "type": "log"})
 
 
 def _label_sides(points: Mapping[tuple[str, str], tuple[float, float]]) -> dict[tuple[str, str], str]:
@@ -159,6 +163,6 @@ def sparsifications(curves: Mapping[str, Sparsification], *, title: str = "") ->
 
 def _labelled(figure: go.Figure, title: str, x: dict[str, Any], y: dict[str, Any]) -> go.Figure:
     """Give a figure its titles and the style that all curves share."""
-    margin = {"l": 60, "r": 20, "t": 50, "b": 50}
+    margin = {"l": 60, "r": 20, "t": 50 + 20 * title.count("<br>"), "b": 50}
     look = {"template": TEMPLATE, "height": 440, "margin": margin, "legend": LEGEND_BELOW}
     return figure.update_layout(title=title, xaxis=x, yaxis=y, **look)

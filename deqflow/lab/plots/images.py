@@ -114,9 +114,11 @@ def _panels(pictures: Mapping[str, Tensor], columns: int) -> tuple[Figure, list[
     figure, grid = plt.subplots(rows, columns, figsize=size, dpi=110, layout="constrained", squeeze=False)
     figure.set_facecolor("none")  # the background of the page shows through, light or dark
     axes = list(grid.flat)
+    # As large as the longest title allows, because narrow pages show the figure smaller.
+    font = min(max(72 * panel / (0.6 * max(map(len, pictures))), 7), 11)
     for axis in axes:
         axis.axis("off")
     for axis, name in zip(axes, pictures, strict=False):
-        axis.set_title(name, fontsize=9, color=INK)
+        axis.set_title(name, fontsize=font, color=INK)
     plt.close(figure)  # the notebook shows the returned figure; pyplot would show it a second time
     return figure, axes

@@ -19,8 +19,9 @@ LEGEND_BELOW: dict[str, Any] = {"orientation": "h", "x": 0, "y": -0.2, "yanchor"
 
 def _template() -> go.layout.Template:
     template = go.layout.Template(pio.templates["plotly_white"])
-    axis = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "color": INK}
-    scene_axis = {**axis, "backgroundcolor": CLEAR, "showbackground": False}
+    # Powers of ten, where plotly would write 0.0001 as "100µ".
+    axis = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "color": INK, "exponentformat": "power"}
+    scene_axis = {**axis, "gridcolor": INK, "gridwidth": 1, "backgroundcolor": CLEAR, "showbackground": False}
     layout = go.Layout(
         paper_bgcolor=CLEAR,
         plot_bgcolor=CLEAR,
@@ -35,6 +36,8 @@ def _template() -> go.layout.Template:
 
 
 TEMPLATE = _template()
+# In JupyterLab the wheel over a figure in space should scroll the notebook; plotly would keep it and zoom.
+pio.renderers["plotly_mimetype"].config["scrollZoom"] = False
 
 
 def full_color(flow: Tensor) -> float:

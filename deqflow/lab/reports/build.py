@@ -221,8 +221,9 @@ def _verdict(notebook: nbformat.NotebookNode) -> str:
     found = [match for data in _outputs(notebook.cells) for match in _FOUND.finditer(data.get("text/markdown", ""))]
     if found:
         bold = [_plain(match["bold"]).rstrip(".") for match in found]
-        ends = [_plain(match["rest"]) if len(found) == 1 and not match["bold"].endswith(".") else "" for match in found]
-        return " ".join(f"{text[:1].upper()}{text[1:]}{end or '.'}" for text, end in zip(bold, ends, strict=True))
+        rests = [match["rest"] if len(found) == 1 and not match["bold"].endswith(".") else "" for match in found]
+        ends = [" " * rest[:1].isspace() + _plain(rest) if rest.strip() else "." for rest in rests]
+        return " ".join(f"{text[:1].upper()}{text[1:]}{end}" for text, end in zip(bold, ends, strict=True))
     for cell in notebook.cells:
         paragraphs = [part for part in cell.source.split("\n\n") if part and not part.startswith(("#", "|", "<"))]
         if cell.cell_type == "markdown" and paragraphs:

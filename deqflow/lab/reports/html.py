@@ -25,6 +25,7 @@ BOOKS, SHOWN = "machinery", "show-code"  # tags of cells: fold the whole cell; s
 _MATHS = re.compile(r"```.*?```|`[^`\n]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
 # Delimiters that latex2mathml does not know after \big, and the characters that replace them.
 _LATEX = {r"\lVert": "‖", r"\rVert": "‖", r"\Vert": "‖", r"\|": "‖", r"\lvert": "|", r"\rvert": "|"}
+_TOO_LARGE = ("title", "annotations", "sliders", "updatemenus")  # parts of a layout for which a cover has no room
 _HEADING = re.compile(r'<h2 id="(?P<id>[^"]+)">(?P<text>.*?)(?:<a class="anchor-link".*?</a>)?</h2>', re.DOTALL)
 
 _CELLS = """
@@ -129,9 +130,9 @@ def _contents(body: str) -> str:
 def _whole_page(page: Page, body: str, contents: str, *, plots: bool) -> str:
     here = Path(__file__).parent
     style = (here / "page.css").read_text() + code_colors()
-    neighbours = [("prev", "← Previous", page.before), ("next", "Next →", page.after)]
-    short = "".join(_link(rel, text, to) for rel, text, to in neighbours if to)
-    long = "".join(_link(rel, f"{text}: {to[1]}", to) for rel, text, to in neighbours if to)
+    neighbours = [("prev", "← Previous{}", page.before), ("next", "Next{} →", page.after)]
+    short = "".join(_link(rel, text.format(""), to) for rel, text, to in neighbours if to)
+    long = "".join(_link(rel, text.format(f": {to[1]}"), to) for rel, text, to in neighbours if to)
     failed = f"<b>This run failed.</b> {html.escape(page.error)}" if page.error else ""
     head = f'<script src="{PLOTLY}"></script>' if plots else ""
     content = f"""<nav class="bar" aria-label="Pages"><a href="index.html">All notebooks</a>{short}
@@ -211,21 +212,23 @@ def plotly_call(figure: Mapping[str, Any], name: str, *, small: bool = False) ->
     """
     data, layout = figure.get("data", []), dict(figure.get("layout", {}))
     if small:
-        layout = {key: value for key, value in layout.items() if key not in ("title", "sliders", "updatemenus")}
-        layout |= {"showlegend": False, "margin": {"l": 55, "r": 10, "t": 15, "b": 45}}
+        data = [{**curve, "mode": curve["mode"].replace("+text", "")} if "mode" in curve else curve for curve in data]
+        layout = {key: value for key, value in layout.items() if key not in _TOO_LARGE}
+        layout |= {"showlegend": False, "margin": {"l": 55, "r": 10, "t": 15, "b": 45}, "font": {"size": 10}}
     layout.setdefault("margin", {"l": 60, "r": 20, "t": 50, "b": 50})
     height = layout.pop("height", 450)  # the page sets it: a narrow page gives a long legend more height
     layout |= {"template": TEMPLATE.to_plotly_json(), "autosize": True}
     title = layout.get("title", {})
     label = html.escape(re.sub("<[^>]*>", " ", title.get("text", "")) if isinstance(title, dict) else str(title))
     entries = sum(curve.get("showlegend") is not False for curve in data)
+    narrow = 0.75 if any(curve.get("type") == "image" for curve in data) else 1  # images get less high with the page
     # Plotly's buttons can't be reached from the keyboard, so there are none; the wheel scrolls the page (page.js).
     config = _as_json({"responsive": True, "displayModeBar": False, "scrollZoom": False, "staticPlot": small})
     # "</" would end the script early.
     parts = ", ".join(_as_json(part).replace("</", "<\\/") for part in (data, layout))
     return (
         f'<div class="plot" id="{name}" role="img" aria-label="{label or "plot"}" '
-        f'style="--height: {height}px; --entries: {min(entries, 12)}"></div>'
+        f'style="--height: {height}px; --entries: {min(entries, 12)}; --narrow: {narrow}"></div>'
         f'<script>Plotly.newPlot("{name}", {parts}, {config})</script>'
     )
 
@@ -246,8 +249,8 @@ def _as_still(figure: str, choices: Sequence[Mapping[str, Any]]) -> str:
         label, value = html.escape(choice["label"]), html.escape(str(choice["value"]))
         shown.append(f'<label title="{html.escape(choice["help"])}">{label} <output>{value}</output></label>')
     return (
-        '<div class="still"><p>A panel, as a still. In JupyterLab (<code>make lab</code>) each of these can be '
-        "changed, and the figure follows.</p>"
+        '<div class="still"><p>A panel, as a still. In JupyterLab (<code>make lab</code>) each of these is '
+        "live, and the figure follows.</p>"
         f'<fieldset class="choices" disabled>{"".join(shown)}</fieldset>{figure}</div>'
     )
 

@@ -19,6 +19,18 @@
   document.querySelectorAll(".plot").forEach(plot => {
     plot.addEventListener("wheel", event => event.stopImmediatePropagation(), { capture: true, passive: true });
   });
+  if (matchMedia("(max-width: 600px)").matches) {
+    // A narrow window would cut a figure in space at its sides: look at it from farther away.
+    document.querySelectorAll(".plot").forEach(plot => {
+      Object.entries(plot.layout).filter(([name]) => name.startsWith("scene")).forEach(([name, { camera }]) => {
+        const { x, y, z } = camera?.eye ?? { x: 1.25, y: 1.25, z: 1.25 };
+        Plotly.relayout(plot, { [`${name}.camera.eye`]: { x: 1.4 * x, y: 1.4 * y, z: 1.4 * z } });
+      });
+    });
+  }
+  document.querySelectorAll("main img").forEach(image => {
+    image.decode().then(() => image.classList.toggle("wide", image.naturalWidth > 1000), () => {});
+  });
   const contents = document.querySelector(".contents details");
   if (contents && matchMedia("(max-width: 1179px)").matches) contents.open = false;
   const links = new Map([...document.querySelectorAll(".contents a")].map(a => [decodeURIComponent(a.hash.slice(1)), a]));

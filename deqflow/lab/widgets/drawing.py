@@ -78,7 +78,8 @@ def plain_axes(axes: Axes, title: str, x: str, y: str) -> Axes:
 def figure_png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file with a transparent background."""
     with io.BytesIO() as file:
-        figure.savefig(file, format="png", dpi=130, facecolor="none")
+        with matplotlib.rc_context({"axes.formatter.min_exponent": 4}):  # 0.01 rather than a power of ten
+            figure.savefig(file, format="png", dpi=130, facecolor="none")
         return file.getvalue()
 
 
@@ -116,7 +117,7 @@ def still(runs: Sequence[SolverRun]) -> go.Figure:
         margin={"l": 42, "r": 5, "t": 115, "b": 60 + 18 * count},
         coloraxis={"colorscale": "Magma", "cmin": 0, "cmax": worst, "colorbar": bar},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
-        title={"text": title, "font": {"size": 15}},
+        title={"text": title, "font": {"size": 15}, "y": 1, "yanchor": "top", "pad": {"t": 15}},
     )
 
 

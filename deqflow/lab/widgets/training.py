@@ -11,7 +11,7 @@ from deqflow.data.colors import flow_to_rgb
 from deqflow.data.datasets import FlowSample
 from deqflow.data.synthetic import SyntheticPairs
 from deqflow.lab.plots.style import COLORS, INK, full_color
-from deqflow.lab.widgets.base import Background, CaptionedImage, StillPanel, row
+from deqflow.lab.widgets.base import Background, CaptionedImage, Choice, StillPanel, row
 from deqflow.lab.widgets.drawing import figure_png, plain_axes
 from deqflow.model.estimator import FlowEstimator
 from deqflow.training import HELD_OUT_SEED, Progress, Trainer
@@ -93,6 +93,11 @@ class TrainingPanel(StillPanel):
             axes.set_title(f"{title} of a held-out pair", fontsize=10, color=INK, loc="left")
             axes.axis("off")
         return figure_png(figure)
+
+    def choices(self) -> list[Choice]:
+        """The two buttons."""
+        stop = Choice("Buttons", "Stop", "◼", "ends the run after its present step and saves its state")
+        return [stop, Choice("Buttons", "Go on", "▶", "continues a run that was stopped")]
 
     def _draw_curve(self, axes: Axes, title: str, unit: str, name: str) -> None:
         plain_axes(axes, title, "steps", unit)
