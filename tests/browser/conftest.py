@@ -45,15 +45,9 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def lab_folder(tmp_path_factory):
-    """The folder in which the JupyterLab of :func:`lab_address` runs."""
-    return tmp_path_factory.mktemp("lab")
-
-
-@pytest.fixture(scope="module")
-def lab_address(lab_folder):
+def lab_address(tmp_path_factory):
     """A JupyterLab of its own, with notebook 02 of the fast profile in a folder of its own; its address."""
-    folder = lab_folder
+    folder = tmp_path_factory.mktemp("lab")
     prepare_notebooks([ROOT / "notebooks" / "02_solver_playground.ipynb"], folder, "fast")
     for name, values in SETTINGS.items():
         path = folder / "settings" / f"{name}.jupyterlab-settings"

@@ -8,6 +8,7 @@ import pytest
 
 from deqflow.lab.reports import site
 from deqflow.lab.reports.index import NotebookRun, to_index
+from deqflow.lab.reports.site import _LONG_CELL
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -83,6 +84,13 @@ def test_the_site_has_index_notebooks_readme_docs_and_glossary(built):
     for word in ("phantom gradient", "end-point error", "occlusion"):
         assert f"<strong>{word}</strong>" in glossary
     assert "aria-current=page>README</a>" in (built.folder / "README.html").read_text()
+
+
+def test_cells_with_a_phrase_are_marked_and_tags_do_not_count():
+    row = '<td>short</td><td align="left">a phrase that is longer than thirty</td><td><img src="a/long/address"></td>'
+    marked = _LONG_CELL.sub(r'<td class="long"\1>', row)
+    assert marked.count('class="long"') == 1
+    assert '<td class="long" align="left">a phrase' in marked
 
 
 def test_notebooks_link_to_the_sites_own_pages(built):

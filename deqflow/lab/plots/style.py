@@ -36,8 +36,6 @@ def _template() -> go.layout.Template:
 
 
 TEMPLATE = _template()
-# In JupyterLab the wheel over a figure in space should scroll the notebook; plotly would keep it and zoom.
-pio.renderers["plotly_mimetype"].config["scrollZoom"] = False
 
 
 def full_color(flow: Tensor) -> float:

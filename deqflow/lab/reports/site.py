@@ -16,6 +16,7 @@ from deqflow.lab.reports.html import code_colors, document, typeset
 
 TEXTS = ("README.md", "CHANGELOG.md", "docs/*.md", "data/README.md", "reports/README.md", "deqflow/weights/README.md")
 _LINK = re.compile(r'(?P<name>href|src)="(?P<target>[^"]+)"')
+_LONG_CELL = re.compile(r"<td([^>]*)>(?=(?:<(?!/td>)[^>]*>|[^<]){30})")  # a phrase, which a narrow column would chop
 _OUTSIDE = re.compile(r"[a-z]+:|//|#")
 
 
@@ -134,7 +135,7 @@ class _Links:
 def _text_page(root: Path, text: Path, links: _Links, menu: dict[str, str]) -> str:
     """The page of a Markdown file."""
     here = links.places[str(text)]
-    body = typeset((root / text).read_text(), markdown2html)
+    body = _LONG_CELL.sub(r'<td class="long"\1>', typeset((root / text).read_text(), markdown2html))
     body = links.follow(body, PurePosixPath(text.as_posix()), here)
     title = re.search(r"<h1[^>]*>(.*?)(<a|</h1>)", body, re.DOTALL)
     name = re.sub("<[^>]+>", "", title[1]) if title else text.stem
