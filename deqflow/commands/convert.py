@@ -36,7 +36,8 @@ class Convert:
         """Run the command."""
         import deqflow
 
-        require_suffix(self.target, ".safetensors", option="target")
+        if self.target.suffix.lower() != ".safetensors":
+            raise ValueError(f"convert expects a target that ends in .safetensors, got {self.target}.")
         refuse_overwriting(self.target, self.source, option="target")
         estimator = deqflow.load_published(self.source)
         deqflow.save(estimator, self.target, recipe={"origin": estimator.origin, "file": self.source.name})
