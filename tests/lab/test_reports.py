@@ -400,3 +400,12 @@ def test_exporting_leaves_the_notebook_as_it_is():
     assert notebook.cells[0].source == "$a$ and $$b$$ and ```$c$```"
     assert page.count("<math") == 2
     assert "$c$" in page
+
+
+def test_a_progress_bar_is_not_on_the_page():
+    bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "train:   0%| | 0/9"}
+    panel = bar | {"text/html": "<p>a still</p>", "text/plain": "panel"}
+    cell = new_code_cell("train()", outputs=[new_output("display_data", data=data) for data in (bar, panel)])
+    page = to_html(new_notebook(cells=[cell]), Page("title"))
+    assert "train:   0%" not in page
+    assert "a still" in page

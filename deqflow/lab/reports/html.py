@@ -19,6 +19,7 @@ from deqflow.lab.plots.style import TEMPLATE
 
 PLOTLY = "assets/plotly.min.js"
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 BOOKS, SHOWN = "machinery", "show-code"  # tags of cells: fold the whole cell; show its code unfolded
 
 # Display maths, inline maths, or code, in which a dollar is only a dollar.
@@ -71,6 +72,7 @@ def to_html(notebook: nbformat.NotebookNode, page: Page) -> str:
         if cell.cell_type == "markdown":
             cell.source = _MATHS.sub(lambda match: _set_aside(match, formulas), cell.source)
         else:
+            cell.outputs = [output for output in cell.outputs if not _is_only_live(output)]
             _fold(cell)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -117,6 +119,12 @@ def _is_rich(output: nbformat.NotebookNode) -> bool:
     """Whether an output is for readers: neither a stream nor a record of numbers."""
     data = output.get("data", {})
     return bool(data) and NUMBERS not in data and bool(data.keys() - {"text/plain"})
+
+
+def _is_only_live(output: nbformat.NotebookNode) -> bool:
+    """Whether a page has nothing to show of an output: a widget without a still, such as a progress bar at its start."""
+    data = output.get("data", {})
+    return WIDGET in data and not data.keys() - {WIDGET, "text/plain"}
 
 
 def _contents(body: str) -> str:
