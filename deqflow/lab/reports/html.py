@@ -122,7 +122,7 @@ def _is_rich(output: nbformat.NotebookNode) -> bool:
 
 
 def _is_only_live(output: nbformat.NotebookNode) -> bool:
-    """Whether a page has nothing to show of an output: a widget without a still, such as a progress bar at its start."""
+    """Whether an output is a widget without a still, such as a progress bar at its start: a page has nothing of it."""
     data = output.get("data", {})
     return WIDGET in data and not data.keys() - {WIDGET, "text/plain"}
 
