@@ -43,7 +43,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def test_the_package_shows_its_rooms_and_nothing_else():
-    shown = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed", "__init__.pyi"}
+    shown = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
     assert shown == {"__init__.py", "__main__.py", "weights"} | set(ROOMS)
 
 

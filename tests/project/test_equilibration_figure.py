@@ -1,8 +1,8 @@
-"""The figure of a recurrent model at rest in README.md."""
+"""The figure of README: a recurrent model made an equilibrium model.md."""
 
 from pathlib import Path
 
-import at_rest
+import equilibration
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -15,12 +15,12 @@ RESULTS = {
 
 
 def test_errors_are_drawn_relative_to_the_published_model_after_12():
-    lines = [line.get_ydata() for line in at_rest.draw(RESULTS).axes[0].lines]
+    lines = [line.get_ydata() for line in equilibration.draw(RESULTS).axes[0].lines]
     assert [list(line) for line in lines[:4]] == [[1.0, 1.2], [1.0, 1.1], [1.1, 1.05], [1.0, 1.0]]
 
 
 @pytest.mark.claims
 def test_the_figure_on_the_page_is_of_the_published_results(tmp_path):
-    at_rest.main(tmp_path / "figure.svg")
-    assert (tmp_path / "figure.svg").read_bytes() == at_rest.OUT.read_bytes(), "run reports/at_rest.py"
-    assert f"]({at_rest.OUT.relative_to(ROOT).as_posix()})" in (ROOT / "README.md").read_text()
+    equilibration.main(tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_bytes() == equilibration.OUT.read_bytes(), "run reports/equilibration.py"
+    assert f"]({equilibration.OUT.relative_to(ROOT).as_posix()})" in (ROOT / "README.md").read_text()

@@ -1,6 +1,6 @@
 """The figure of README.md: RAFT-small's error from 12 to 96 evaluations, as published and as an equilibrium model.
 
-Run it again after a change of its results file: ``.venv/bin/python reports/at_rest.py``.
+Run it again after a change of its results file: ``.venv/bin/python reports/equilibration.py``.
 """
 
 import io
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from deqflow.data.writing import write_whole
 from deqflow.evidence.results import load_results, published
 
-OUT = Path(__file__).parents[1] / "docs" / "at-rest.svg"
-LOOKS = {"before": ("as published", "#d55e00"), "after": ("at rest", "#0072b2")}
+OUT = Path(__file__).parents[1] / "docs" / "equilibration.svg"
+LOOKS = {"before": ("as published", "#d55e00"), "after": ("as an equilibrium model", "#0072b2")}
 GRAY = "#808080"  # readable on white and on black
 
 
