@@ -1,8 +1,8 @@
 """Experiments: many short trainings that differ in one thing, over several seeds, in one results file.
 
-All runs of an experiment see the same pairs and take the same number of steps and evaluations. A run takes less than
-a minute because its encoder is a shipped model's and is frozen. The update operator and the upsampling are trained
-from random weights; the experiments are about the fixed point of that operator.
+All runs of an experiment see the same pairs and take the same number of steps and evaluations. The update operator and
+the upsampling are trained from random weights; the experiments are about the fixed point of that operator. The encoder
+is a shipped model's at first, so that little training tells something; frozen, it makes a run take a minute.
 """
 
 import json
@@ -19,8 +19,8 @@ import torch
 
 from deqflow.data.datasets import FlowSample
 from deqflow.data.metrics import mean_endpoint_error
-from deqflow.data.synthetic import SceneConfig, SyntheticPairs
-from deqflow.equilibrium import GradientMode, Implicit, Phantom, Unrolled
+from deqflow.data.synthetic import RICH_SCENES, SyntheticPairs
+from deqflow.equilibrium import GradientMode, Implicit, Phantom, Reversible, Unrolled
 from deqflow.evidence.provenance import digest, provenance
 from deqflow.evidence.results import load_results, save_results
 from deqflow.model import checkpoints
@@ -29,8 +29,8 @@ from deqflow.model.estimator import FlowEstimator
 from deqflow.solvers import Anderson, Stop, rms
 from deqflow.training import HELD_OUT_SEED, TrainConfig, Trainer
 
-SMALL_MOTION = SceneConfig(
-    height=48, width=64, objects=(1, 4), camera=2.0, motion=2.0, largest=10.0, motion_scales=(0.3, 1.0)
+SMALL_MOTION = replace(
+    RICH_SCENES, height=48, width=64, objects=(1, 4), camera=2.0, motion=2.0, largest=10.0, motion_scales=(0.3, 1.0)
 )
 
 
@@ -50,7 +50,9 @@ class Experiment:
         config: the configuration of every run. The variant sets its corrections, the run its seed.
         variants: by name.
         seeds: each determines the first weights of the update operator and the order of the pairs.
-        encoder: the shipped model or checkpoint whose encoder the runs use; it must have the size that is trained.
+        encoder: the shipped model or checkpoint whose encoder the runs begin with; it must have the size that is
+            trained.
+        frozen: whether that encoder stays as it is.
         pairs: number of procedural training pairs, made once.
         held_out: number of procedural pairs on which errors are taken.
         evals: numbers of evaluations after which errors are taken.
@@ -61,6 +63,7 @@ class Experiment:
     variants: Mapping[str, Variant]
     seeds: tuple[int, ...] = (0, 1, 2)
     encoder: str = "deqflow-small"
+    frozen: bool = True
     pairs: int = 480
     held_out: int = 48
     evals: tuple[int, ...] = (3, 6, 12, 24, 48, 96)
@@ -68,15 +71,18 @@ class Experiment:
 
 
 _SHORT = TrainConfig(
-    steps=240, batch=4, lr=1e-3, evals=(12, 12), bfloat16=False, attraction="none", workers=0, scenes=SMALL_MOTION
+    steps=240, batch=4, lr=1e-3, evals=(12, 12), bfloat16=False, workers=0, scenes=SMALL_MOTION
 )
 
 _LOOSE = Stop(max_evals=20, atol=0.0, rtol=1e-2, norm=rms)  # of the backward solve
 
 EXPERIMENTS: dict[str, Experiment] = {
-    # Claim C7: the effect of sparse fixed-point correction on error and convergence.
+    # Claim C7: the effect of sparse fixed-point correction on error and convergence, over long trainings.
     "corrections": Experiment(
-        config=_SHORT, variants={str(count): Variant(corrections=count) for count in (1, 2, 3, 6)}
+        config=replace(_SHORT, steps=1500),
+        variants={str(count): Variant(corrections=count) for count in (1, 2, 3, 6)},
+        frozen=False,
+        pairs=2400,
     ),
     # The half of claim C4 that is about learning: the error that each gradient reaches, and its training time.
     "gradients": Experiment(
@@ -89,6 +95,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "implicit": Variant(
                 gradient=Implicit(rule=Anderson(), stop=Stop(max_evals=20, atol=0.0, rtol=1e-2, norm=rms))
             ),
+            "reversible": Variant(gradient=Reversible()),
             "unrolled": Variant(gradient=Unrolled()),
         },
     ),
@@ -161,7 +168,7 @@ def train_variant(
     run: dict[str, Any] = {"variant": variant, "seed": seed, "seconds": 0.0, "progress": []}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, folder)
-        _borrow_encoder(trainer.estimator, material.lender)
+        _borrow_encoder(trainer.estimator, material.lender, frozen=experiment.frozen)
         trainer.estimator.equilibrium.gradient = choice.gradient
         look_every, losses = max(1, config.steps // experiment.looks), []
         for step in range(1, config.steps + 1):
@@ -183,14 +190,14 @@ def train_variant(
     return estimator, run | {"curve": error_curve(estimator, held_out, experiment.evals)}
 
 
-def _borrow_encoder(estimator: FlowEstimator, lender: FlowEstimator) -> None:
-    """Give the estimator a trained model's encoder and freeze it."""
+def _borrow_encoder(estimator: FlowEstimator, lender: FlowEstimator, *, frozen: bool = True) -> None:
+    """Give the estimator a trained model's encoder, and freeze it if asked to."""
     for name in ("feature_encoder", "context_encoder"):
         own, other = getattr(estimator, name), getattr(lender, name)
         try:
             if own is not other:  # None and None where features and context share an encoder
                 own.load_state_dict(other.state_dict())
-                own.requires_grad_(False)
+                own.requires_grad_(not frozen)
         except (AttributeError, RuntimeError) as error:
             raise ValueError("The model that lends its encoder must be of the size that is trained.") from error
 

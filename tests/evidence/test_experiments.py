@@ -119,7 +119,7 @@ def test_every_gradient_trains(tmp_path):
     results = run_experiment("gradients", replace(short("gradients"), seeds=(0,)), tmp_path / "results.json")
     assert set(curves(results, "error_px")) == set(EXPERIMENTS["gradients"].variants)
     kinds = {variant["gradient"]["kind"] for variant in results["config"]["variants"].values()}
-    assert kinds == {"Phantom", "Implicit", "Unrolled"}
+    assert kinds == {"Phantom", "Implicit", "Reversible", "Unrolled"}
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,14 @@ def test_a_variant_reaches_the_estimator(monkeypatch, variant, evaluations):
     assert estimator.equilibrium.corrections == variant.corrections
 
 
-def test_the_encoder_is_lent_and_stays_as_it_is():
-    experiment = short("corrections")
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_encoder_is_lent_and_stays_as_it_is_if_frozen(frozen):
+    experiment = replace(short("corrections"), frozen=frozen)
     material = prepare(experiment)
     estimator, _ = experiments.train_variant(experiment, "1", 0, material)
     lent = material.lender.feature_encoder.state_dict()
-    assert all(torch.equal(tensor, lent[name]) for name, tensor in estimator.feature_encoder.state_dict().items())
+    same = [torch.equal(tensor, lent[name]) for name, tensor in estimator.feature_encoder.state_dict().items()]
+    assert all(same) if frozen else not any(same)
     own, other = (dict(model.update.named_parameters()) for model in (estimator, material.lender))
     assert not any(torch.equal(own[name], other[name]) for name in own)
 
