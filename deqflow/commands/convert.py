@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from deqflow.commands.shared import load_model, refuse_overwriting, require_suffix
+from deqflow.commands.shared import load_model, print_line, refuse_overwriting, require_suffix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,8 +94,9 @@ class Export:
         sizes = [self.size] if self.size else PARITY_SIZES
         # The examples that a graph is traced with are made on this device.
         with device if device.type != "cpu" else nullcontext():
-            export(estimator, self.out, evals=self.evals, size=self.size, notes={"model": self.model})
-        print(f"Wrote {self.out}.")
+            notes = {"model": self.model}
+            export(estimator, self.out, evals=self.evals, size=self.size, notes=notes, on_progress=print_line)
+        print(f"Wrote {self.out}. Comparing it with the model.", flush=True)
         pairs = [parity_pair(height, width) for height, width in sizes]
         on_device = ((image1.to(device), image2.to(device)) for image1, image2 in pairs)
         differences = parity(estimator, self.out, evals=self.evals, pairs=on_device)

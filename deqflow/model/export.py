@@ -1,13 +1,15 @@
 """Estimators for other runtimes: a fixed number of evaluations as one graph, of torch.export (.pt2) or ONNX (.onnx).
 
 A graph gives what ``estimator(image1, image2, stop=Stop(max_evals=evals, atol=0.0)).flow`` gives, for batches of images
-of any size from :func:`smallest_side` up, or of one size. It checks nothing and never stops early. Each evaluation is
-written out: writing ONNX for any size takes some ten seconds an evaluation (12: two minutes), for one size less.
+of any size from :func:`smallest_side` up, or of one size. It checks nothing and never stops early. The evaluations are
+a loop in the graph, so that many take no longer to write than two, and no more space.
 """
 
 import io
 import json
-from collections.abc import Iterable
+import logging
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UncapturedHigherOrderOpError
+from torch._higher_order_ops.while_loop import while_loop
 from torch.export import Dim, ExportedProgram
 
 from deqflow.model.checkpoints import replace_file
@@ -34,12 +38,13 @@ class FixedEvaluations(nn.Module):
     Args:
         estimator: its solver must be :class:`deqflow.solvers.Picard`, damped or not.
         evals: number of evaluations.
+        loop: trace them as one loop; otherwise each is written out.
 
     Raises:
         ValueError: the estimator has another solver, or there is less than one evaluation.
     """
 
-    def __init__(self, estimator: FlowEstimator, evals: int) -> None:
+    def __init__(self, estimator: FlowEstimator, evals: int, *, loop: bool = True) -> None:
         super().__init__()
         rule = estimator.equilibrium.rule
         if not isinstance(rule, Picard):
@@ -49,7 +54,7 @@ class FixedEvaluations(nn.Module):
             )
         if evals < 1:
             raise ValueError(f"Export expects at least 1 evaluation, got {evals}.")
-        self.estimator, self.evals, self.damping = estimator, evals, rule.damping
+        self.estimator, self.evals, self.damping, self.loop = estimator, evals, rule.damping, loop
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
         """(B, 3, H, W), RGB, 0..255 -> the flow, (B, 2, H, W), in pixels."""
@@ -57,9 +62,26 @@ class FixedEvaluations(nn.Module):
         features = (self.estimator.encode(image, padding=padding) for image in (image1, image2))
         problem = self.estimator.problem(*features)
         f, z = problem.f, problem.z0
-        for _ in range(self.evals - 1):
-            z = torch.lerp(z, f(z), self.damping) if self.damping < 1 else f(z)
+
+        def next_state(z: Tensor) -> Tensor:
+            return torch.lerp(z, f(z), self.damping) if self.damping < 1 else f(z)
+
+        if self.loop and torch.compiler.is_exporting() and self.evals > 1:
+            z = _loop(next_state, z, self.evals - 1)
+        else:
+            for _ in range(self.evals - 1):
+                z = next_state(z)
         return problem.flow(f(z))
+
+
+def _loop(step: Callable[[Tensor], Tensor], z: Tensor, times: int) -> Tensor:
+    """The state after so many steps, as one loop of the graph that is traced."""
+    _, z = while_loop(
+        lambda count, _: count < times,
+        lambda count, z: (count + 1, step(z)),
+        (torch.zeros((), dtype=torch.int64, device=z.device), z.contiguous()),
+    )
+    return z
 
 
 class IndexedPadding:
@@ -117,7 +139,7 @@ def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | 
         raise ValueError("Export expects an estimator in evaluation mode, got one in training: call .eval().")
     if size is not None and min(size) < SMALLEST_SIDE:
         raise ValueError(f"Export expects images of at least 16 px a side, got {size[1]}x{size[0]} (width x height).")
-    module = FixedEvaluations(estimator, evals).eval()
+    FixedEvaluations(estimator, evals)  # checks both
     warped = estimator.correlation == "warped"  # warped features have no scales
     smallest = SMALLEST_SIDE if warped else smallest_side(estimator.levels, estimator.stride)
     shape = (2, 3, *(size or (smallest + 13, smallest + 45)))  # two samples: with one, the batch would be fixed at one
@@ -129,15 +151,28 @@ def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | 
     kept = estimator.correlation
     if not warped:
         estimator.correlation = "volume"  # the operations of "sampled" depend on where the flow points
+
+    def traced(loop: bool) -> ExportedProgram:
+        return torch.export.export(
+            FixedEvaluations(estimator, evals, loop=loop).eval(),
+            examples,
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
     try:
         with torch.no_grad():
-            return torch.export.export(
-                module,
-                examples,
-                dynamic_shapes=shapes,
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
+            try:
+                return traced(loop=True)
+            except UncapturedHigherOrderOpError:
+                warnings.warn(
+                    "This model's evaluations cannot be traced as a loop, for instance because two tensors that its "
+                    f"update operator prepares share memory: each of the {evals} evaluations is written out, which "
+                    "takes longer and makes a larger file.",
+                    stacklevel=2,
+                )
+                return traced(loop=False)
     finally:
         estimator.correlation = kept
 
@@ -149,6 +184,7 @@ def export(
     evals: int = 12,
     size: tuple[int, int] | None = None,
     notes: dict[str, str] | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Write an estimator as a graph: inputs ``image1, image2`` (B, 3, H, W), RGB, 0..255, float32; output ``flow``.
 
@@ -159,6 +195,7 @@ def export(
         estimator, evals, size: as for :func:`trace`.
         path: file to write, ending in .onnx or .pt2.
         notes: further strings to store.
+        on_progress: told in words which part of the work begins.
 
     Raises:
         ValueError: the path has another suffix, or as for :func:`trace`.
@@ -166,7 +203,10 @@ def export(
     """
     path = Path(path)
     _check_suffix(path)
+    say = on_progress or (lambda _: None)
+    say("Tracing the model, half a minute or less.")
     program = trace(estimator, evals=evals, size=size)
+    say(f"Writing the graph in the format of {path.suffix}, half a minute or less.")
     config = "" if estimator.config is None else json.dumps(asdict(estimator.config))
     stored = {"deqflow": version("deqflow"), "evals": str(evals), "config": config, **(notes or {})}
     content = _onnx_bytes(program, stored) if path.suffix.lower() == ".onnx" else _pt2_bytes(program, stored)
@@ -190,9 +230,14 @@ def _pt2_bytes(program: ExportedProgram, stored: dict[str, str]) -> bytes:
 
 def _onnx_bytes(program: ExportedProgram, stored: dict[str, str]) -> bytes:
     try:
+        from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+        # It warns of operations of torchvision, which no model here has.
+        logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         made: Any = torch.onnx.export(program, dynamo=True, output_names=["flow"], verbose=False)
     except ImportError as error:
         raise _needs(error) from error
+    RemoveUnusedNodesPass()(made.model)  # constants that the loop has left over, of which runtimes warn
     model = made.model_proto
     for name, text in stored.items():
         model.metadata_props.add(key=name, value=text)

@@ -68,7 +68,8 @@ def as_fixed(weight: Tensor, bias: Tensor | None, *, groups: int = 1) -> FixedCo
         dtype = torch.get_autocast_dtype(device)
         weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
     height, width = weight.shape[-2:]
-    weight = weight.contiguous(memory_format=torch.channels_last)
+    # Copies: the loop of an exported graph takes no two views of one tensor.
+    weight, bias = weight.clone(memory_format=torch.channels_last), bias if bias is None else bias.clone()
     return FixedConv(weight, bias, (height // 2, width // 2), groups)
 
 
@@ -140,7 +141,7 @@ class ConvGRU(nn.Module):
         on_context = fixed(self.gates, inputs=slice(h, h + c))(context)
         if self.gates.bias is not None:
             on_context = on_context + self.gates.bias.to(on_context.dtype).view(1, -1, 1, 1)
-        constant_gates, constant_candidate = on_context.split([2 * h, h], 1)
+        constant_gates, constant_candidate = (part.clone() for part in on_context.split([2 * h, h], 1))
         on_hidden = fixed(self.gates, inputs=slice(0, h))
         on_motion = fixed(self.gates, inputs=slice(h + c, None))
         # One convolution of [hidden, motion] is faster than two convolutions and a sum.

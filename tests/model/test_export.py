@@ -14,6 +14,8 @@ from deqflow.model.geometry import Padding
 from deqflow.model.sizes import SIZES
 from deqflow.solvers import Anderson, Picard, Stop
 
+EVALS = 5  # of the ONNX graph
+
 
 @pytest.fixture(scope="module")
 def estimator():
@@ -34,11 +36,11 @@ def speck():
 def onnx_file(speck, tmp_path_factory):
     pytest.importorskip("onnxscript", reason="ONNX needs the extra: pip install 'deqflow[export]'")
     pytest.importorskip("onnxruntime", reason="ONNX needs the extra: pip install 'deqflow[export]'")
-    return export(speck, tmp_path_factory.mktemp("onnx") / "model.onnx", evals=1, notes={"model": "a speck"})
+    return export(speck, tmp_path_factory.mktemp("onnx") / "model.onnx", evals=EVALS, notes={"model": "a speck"})
 
 
 def test_an_onnx_graph_gives_the_models_flow_at_any_size(speck, onnx_file):
-    differences = parity(speck, onnx_file, evals=1, pairs=[parity_pair(*size) for size in PARITY_SIZES])
+    differences = parity(speck, onnx_file, evals=EVALS, pairs=[parity_pair(*size) for size in PARITY_SIZES])
     assert len(differences) == 2  # one divides by 8 and the other by nothing
     assert max(differences.values()) < 1e-3
 
@@ -46,7 +48,7 @@ def test_an_onnx_graph_gives_the_models_flow_at_any_size(speck, onnx_file):
 def test_an_onnx_graph_takes_batches(speck, onnx_file, generator):
     for batch in (1, 3):
         images = 255 * torch.rand(2, batch, 3, 45, 67, generator=generator)
-        expected = speck(*images, stop=Stop(max_evals=1, atol=0.0)).flow
+        expected = speck(*images, stop=Stop(max_evals=EVALS, atol=0.0)).flow
         torch.testing.assert_close(ExportedEstimator(onnx_file)(*images), expected, rtol=0, atol=1e-3)
 
 
@@ -58,13 +60,52 @@ def test_a_torch_program_takes_batches(speck, tmp_path, generator):
         torch.testing.assert_close(run(*images), expected, rtol=0, atol=1e-3)
 
 
+def test_an_onnx_graph_has_its_evaluations_as_a_loop(onnx_file, capfd):
+    import onnx
+
+    (loop,) = (node for node in onnx.load(onnx_file).graph.node if node.op_type == "Loop")
+    body = next(entry.g for entry in loop.attribute if entry.name == "body")
+    assert sum(node.op_type == "Conv" for node in body.node) == 8  # those of one evaluation
+    ExportedEstimator(onnx_file)
+    assert capfd.readouterr().err == ""  # the runtime has nothing to warn of
+
+
+class SharingUpdate(torch.nn.Module):
+    """A user's operator that prepares two views of one tensor, which a graph's loop does not take."""
+
+    hidden_channels = 3
+
+    def prepare(self, context):
+        return context[:, :3], context[:, 1:4]
+
+    def forward(self, hidden, flow, correlation, prepared):
+        first, second = prepared
+        new = (0.5 * hidden + first + second + correlation.mean(1, keepdim=True)).tanh()
+        return new, 0.1 * (new[:, :2] - flow)
+
+
+class Enlarge(torch.nn.Module):
+    """The flow at full size without a convex combination."""
+
+    def forward(self, state):
+        return 8 * torch.nn.functional.interpolate(state.flow, scale_factor=8.0)
+
+
+def test_evaluations_that_make_no_loop_are_written_out(speck, tmp_path, monkeypatch):
+    monkeypatch.setattr(speck, "update", SharingUpdate())
+    monkeypatch.setattr(speck, "upsampler", Enlarge())
+    with pytest.warns(UserWarning, match="each of the 3 evaluations is written out"):
+        path = export(speck, tmp_path / "model.pt2", evals=3, size=(32, 48))
+    assert max(parity(speck, path, evals=3, pairs=[parity_pair(32, 48)]).values()) < 1e-4
+
+
 def test_an_onnx_graph_says_what_it_is(onnx_file):
     import onnx
 
     model = onnx.load(onnx_file)
     onnx.checker.check_model(model)
     notes = {entry.key: entry.value for entry in model.metadata_props}
-    assert (notes["evals"], notes["model"], notes["deqflow"]) == ("1", "a speck", deqflow.__version__)
+    assert (notes["evals"], notes["model"], notes["deqflow"]) == (str(EVALS), "a speck", deqflow.__version__)
     assert json.loads(notes["config"])["size"] == "speck"
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["image1", "image2", "flow"]
     sides = model.graph.input[0].type.tensor_type.shape.dim
