@@ -70,9 +70,7 @@ class Experiment:
     looks: int = 6
 
 
-_SHORT = TrainConfig(
-    steps=240, batch=4, lr=1e-3, evals=(12, 12), bfloat16=False, workers=0, scenes=SMALL_MOTION
-)
+_SHORT = TrainConfig(steps=240, batch=4, lr=1e-3, evals=(12, 12), bfloat16=False, workers=0, scenes=SMALL_MOTION)
 
 _LOOSE = Stop(max_evals=20, atol=0.0, rtol=1e-2, norm=rms)  # of the backward solve
 

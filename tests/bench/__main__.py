@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from bench.evaluations import evaluations, uneven_batch
+from bench.evaluations import default_stop, evaluations, uneven_batch
 from bench.frames import frames, video_speed
-from bench.inference import inference
+from bench.inference import compiled, inference
 from bench.memory import large_pictures, same_gradients, training_memory
 from bench.setting import Row
 from bench.speed import training_speed
@@ -18,7 +18,9 @@ from deqflow.evidence.results import load_results, published, save_results
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "inference": inference,
+    "compiled": compiled,
     "evaluations": evaluations,
+    "default stop": default_stop,
     "batch": uneven_batch,
     "training memory": training_memory,
     "gradients": same_gradients,

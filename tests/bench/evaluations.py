@@ -3,19 +3,25 @@
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from pairs import problem_of
 
 import deqflow
 from bench.costs import alternate
-from bench.setting import Row, device, held_out, photographs, real_pairs, reference_base
+from bench.setting import DATA, Row, device, held_out, photographs, real_pairs, reference_base
 from deqflow import FlowEstimator
 from deqflow.data.datasets import FlowSample
+from deqflow.data.datasets.mixtures import Samples
 from deqflow.data.metrics import mean_endpoint_error
+from deqflow.evidence.evaluation.config import EvaluationConfig
+from deqflow.evidence.evaluation.sets import evaluation_sets
 from deqflow.solvers import Anderson, Broyden, Picard, Rule, Stop, solve
 
 TOLERANCES = (0.05, 0.1, 0.3)  # px
+STOPS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # px
+LONG = 96  # evaluations, after which a solve has converged
 RULES = {"Picard": Picard(), "Anderson": Anderson(), "Broyden": Broyden()}
 
 
@@ -80,6 +86,58 @@ def overhead(turns: int = 5) -> list[Row]:
         share = sorted(shares)[turns // 2]
         rows.append(Row(quantity=f"{name}: the solver's own time over that of f", value=share, at_most=0.1))
     return rows
+
+
+@torch.no_grad()
+def default_stop(root: Path = DATA, pairs: int = 24) -> list[Row]:
+    """Where one more evaluation no longer pays: the tolerance found on procedural pairs, proven on the real ones.
+
+    It is the largest of STOPS with which the mean error is within 1 % of that after LONG evaluations, on both
+    procedural sets. The model's own should be that one.
+    """
+    model = deqflow.load("deqflow-small").to(device()).eval()
+    sets = evaluation_sets(root, EvaluationConfig(procedural=pairs))
+    known = [name for name in sets if name.startswith("procedural")]
+    found = {name: stops_of(model, sets[name].pairs) for name in known}
+    good = [atol for atol in STOPS if all(relative(found[name], atol) <= 1.01 for name in known)]
+    best, own = max(good, default=min(STOPS)), model.equilibrium.eval_stop.atol
+    rows = [
+        Row(quantity="largest tolerance within 1 % of the converged error, procedural pairs", value=best, unit="px"),
+        Row(quantity="deqflow-small's own tolerance", value=own, unit="px", at_most=best),
+    ]
+    for name, chosen in sets.items():
+        if name not in known:
+            found[name] = stops_of(model, chosen.pairs)
+        spent = statistics.mean(ends[own][0] for ends, _ in found[name])
+        quantity = f"{name}: error at the default stop over that after {LONG} evaluations"
+        rows.append(Row(quantity=quantity, value=relative(found[name], own), at_most=1.01))
+        rows.append(Row(quantity=f"{name}: evaluations to the default stop", value=spent))
+    return rows
+
+
+def stops_of(model: FlowEstimator, pairs: Samples) -> list[tuple[dict[float, tuple[int, float]], float]]:
+    """Of each pair: evaluations and error with each tolerance, and the error after LONG evaluations."""
+    found = []
+    tolerances = sorted({*STOPS, model.equilibrium.eval_stop.atol}, reverse=True)
+    budget = model.equilibrium.eval_stop.max_evals
+    for i in range(len(pairs)):
+        image1, image2, flow, valid, _ = (tensor[None].to(device()) for tensor in pairs[i])
+        problem = model.problem(model.encode(image1), model.encode(image2))
+        ends, output, spent = {}, None, 0
+        for atol in tolerances:  # each goes on from where the one before has stopped
+            if output is None or (float(output.solve.residual) > atol and spent < budget):
+                start = None if output is None else output.state
+                output = problem.solve(start=start, stop=Stop(max_evals=budget - spent, atol=atol))
+                spent += int(output.solve.evals)
+            ends[atol] = (spent, float(mean_endpoint_error(output.flow, flow, valid)))
+        converged = problem.solve(start=output.state, stop=Stop(max_evals=LONG - spent, atol=0.0))
+        found.append((ends, float(mean_endpoint_error(converged.flow, flow, valid))))
+    return found
+
+
+def relative(found: list[tuple[dict[float, tuple[int, float]], float]], atol: float) -> float:
+    """Mean error with a tolerance over the mean error after LONG evaluations."""
+    return sum(ends[atol][1] for ends, _ in found) / sum(converged for _, converged in found)
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def dis_flows(source: Path) -> Iterator[tuple[Tensor, Tensor]]:
         yield image1, dis_flow(image1[0], image2[0])
 
 
-def video_speed(repeats: int = 3, count: int = 8, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
+def video_speed(repeats: int = 2, count: int = 5, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
     """Frames a second of a film's flow, from file to file, and errors, beside DIS and RAFT-small."""
     rows = []
     with TemporaryDirectory() as name:

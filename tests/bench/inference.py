@@ -1,4 +1,6 @@
-"""Inference: DEQ-Flow base against the published way, one pair of 432x1024, 24 evaluations."""
+"""Inference: DEQ-Flow base and deqflow-small against the published way, and where their time goes."""
+
+import time
 
 import torch
 from pairs import map_of
@@ -10,6 +12,8 @@ from bench.setting import DATA, Row, autocast, device, photographs, real_pairs, 
 from deqflow.solvers import Stop
 
 EVALS = 24
+SMALL_EVALS = 12
+SMALL = (440, 1024)  # height and width for deqflow-small
 
 
 @torch.no_grad()
@@ -41,7 +45,76 @@ def inference(repeats: int = 5) -> list[Row]:
         Row(quantity="float32: largest difference of the flow", value=difference, unit="px", at_most=1e-3),
         Row(quantity="bfloat16: times faster", value=timings.ratio("plain", "bfloat16"), at_least=4.0),
     ]
-    return [*rows, *shares_of_the_peak(ours, images, repeats), *bfloat16_change()]
+    return [*rows, *shares_of_the_peak(ours, images, repeats), *bfloat16_change(), *deqflow_small(repeats)]
+
+
+@torch.no_grad()
+def deqflow_small(repeats: int, size: tuple[int, int] = SMALL) -> list[Row]:
+    """deqflow-small in float32: times faster than the published way, and the milliseconds of its parts."""
+    ours = deqflow.load("deqflow-small").to(device()).eval()
+    plain = PlainFlow(ours)
+    images = photographs(*size)
+    fixed = Stop(max_evals=SMALL_EVALS, atol=0.0)
+    features = [ours.encode(image) for image in images]
+    problem = ours.problem(*features)
+    z = problem.f(problem.f(problem.z0))
+    timings = alternate(
+        {
+            "plain": lambda: plain(*images, SMALL_EVALS),
+            "ours": lambda: ours(*images, stop=fixed),
+            "stopped": lambda: ours(*images),
+            "encoder, both images": lambda: [ours.encode(image) for image in images],
+            "correlation": lambda: ours.problem(*features),
+            "one evaluation": lambda: problem.f(z),
+            "lookup, a part of it": lambda: problem.f.correlation.lookup(z[:, -2:]),
+            "upsampling": lambda: problem.flow(z),
+        },
+        repeats=repeats,
+        device=device(),
+    )
+    name = f"deqflow-small, {size[0]}x{size[1]}, float32"
+    difference = (ours(*images, stop=fixed).flow - plain(*images, SMALL_EVALS)).abs().max().item()
+    rows = [
+        Row(quantity=f"{name}: published way, {SMALL_EVALS} evaluations", value=timings.median("plain"), unit="s"),
+        Row(quantity=f"{name}: times faster", value=timings.ratio("plain", "ours"), at_least=2.0),
+        Row(quantity=f"{name}: largest difference of the flow", value=difference, unit="px", at_most=1e-3),
+        Row(
+            quantity=f"{name}: evaluations until its own stop",
+            value=float(ours(*images).solve.evals.float().mean()),
+        ),
+        Row(quantity=f"{name}: times faster with its own stop", value=timings.ratio("plain", "stopped")),
+    ]
+    parts = list(timings.seconds)[3:]
+    rows += [Row(quantity=f"{name}: {part}", value=1000 * timings.median(part), unit="ms") for part in parts]
+    peak = matrix_peak(torch.float32, device=device())
+    for part, function in (
+        ("encoder, both images", lambda: [ours.encode(image) for image in images]),
+        ("one evaluation", lambda: problem.f(z)),
+    ):
+        share = work(function) / timings.median(part) / peak
+        rows.append(Row(quantity=f"{name}: share of the matrix peak in {part}", value=share))
+    return rows
+
+
+@torch.no_grad()
+def compiled(repeats: int = 5, size: tuple[int, int] = SMALL) -> list[Row]:
+    """deqflow-small compiled against as it is, and the time that the first call takes."""
+    images, stop = photographs(*size), Stop(max_evals=SMALL_EVALS, atol=0.0)
+    model = deqflow.load("deqflow-small").to(device()).eval()
+    faster = deqflow.load("deqflow-small", compile=True).to(device()).eval()
+    started = time.perf_counter()
+    faster(*images, stop=stop)
+    first = time.perf_counter() - started
+    timings = alternate(
+        {"as it is": lambda: model(*images, stop=stop), "compiled": lambda: faster(*images, stop=stop)},
+        repeats=repeats,
+        device=device(),
+    )
+    name = f"deqflow-small, {size[0]}x{size[1]}, float32, compiled"
+    return [
+        Row(quantity=f"{name}: first call, with compiling", value=first, unit="s"),
+        Row(quantity=f"{name}: times faster than as it is", value=timings.ratio("as it is", "compiled")),
+    ]
 
 
 def shares_of_the_peak(estimator: deqflow.FlowEstimator, images, repeats: int) -> list[Row]:

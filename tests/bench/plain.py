@@ -13,17 +13,18 @@ from deqflow.model.encoders import InstanceNorm
 
 
 class PlainFlow:
-    """The flow of an estimator with RAFT's separable update, convex upsampling and a context encoder of its own.
+    """The flow of an estimator with gated recurrent units and convex upsampling.
 
     Args:
-        estimator: whose weights to compute with.
+        estimator: whose weights to compute with. Its context comes from an encoder of its own, or from the last
+            channels of the only one.
     """
 
     def __init__(self, estimator: FlowEstimator) -> None:
         self.estimator = estimator
         self.hidden = estimator.update.hidden_channels
         # Weight norm is computed once, which is kind to the published way.
-        self.units = [gates(unit.gates, self.hidden) for unit in estimator.update.units]
+        self.units = [(*gates(unit.gates, self.hidden), unit.least_gate) for unit in estimator.update.units]
 
     def __call__(self, image1: Tensor, image2: Tensor, evals: int) -> Tensor:
         """Flow (B, 2, H, W) after so many evaluations; the sides of the images divide by 8."""
@@ -36,7 +37,11 @@ class PlainFlow:
         """The state (hidden, flow) to begin with, and f on such states."""
         model = self.estimator
         features1, features2 = encode(model.feature_encoder, torch.cat([image1, image2]) * (2 / 255) - 1).chunk(2)
-        context = encode(model.context_encoder, image1 * (2 / 255) - 1)
+        if model.context_encoder is None:
+            shared = [features1.shape[1] - model.context_channels, model.context_channels]
+            (features1, context), (features2, _) = features1.split(shared, 1), features2.split(shared, 1)
+        else:
+            context = encode(model.context_encoder, image1 * (2 / 255) - 1)
         hidden = features1.new_zeros(len(image1), self.hidden, *features1.shape[-2:])
         if model.recurrent:
             hidden, context = context.split([self.hidden, model.context_channels], 1)
@@ -45,13 +50,16 @@ class PlainFlow:
         pyramid = make_pyramid(features1, features2, model.levels)
         flow = features1.new_zeros(len(image1), 2, *features1.shape[-2:])
 
+        draw = (lambda _, flow: flow) if model.attraction is None else model.attraction.prepare(context)
+
         def f(z):
-            return self.update(*z, context, look_up(pyramid, z[1].detach(), model.radius))
+            hidden, flow = z[0], draw(*z)
+            return self.update(hidden, flow, context, look_up(pyramid, flow.detach(), model.radius))
 
         return (hidden, flow), f
 
     def update(self, hidden: Tensor, flow: Tensor, context: Tensor, correlation: Tensor) -> tuple[Tensor, Tensor]:
-        """One update: motion encoder, two gated recurrent units, flow head."""
+        """One update: motion encoder, gated recurrent units, flow head."""
         flow = flow.detach()
         parts = self.estimator.update
         for conv in parts.motion.correlation:
@@ -60,9 +68,9 @@ class PlainFlow:
         for conv in parts.motion.flow:
             moved = conv(moved).relu()
         motion = torch.cat([parts.motion.merge(torch.cat([correlation, moved], 1)).relu(), flow], 1)
-        for (update, reset, candidate), padding in self.units:
+        for (update, reset, candidate), padding, least in self.units:
             both = torch.cat([hidden, context, motion], 1)
-            z = F.conv2d(both, *update, padding=padding).sigmoid()
+            z = F.conv2d(both, *update, padding=padding).sigmoid().clamp_min(least)
             r = F.conv2d(both, *reset, padding=padding).sigmoid()
             q = F.conv2d(torch.cat([r * hidden, context, motion], 1), *candidate, padding=padding).tanh()
             hidden = (1 - z) * hidden + z * q

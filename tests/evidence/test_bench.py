@@ -5,17 +5,18 @@ import torch
 from bench import __main__ as bench
 from bench import gpu, memory
 from bench.costs import Timings, alternate, fitted_exponent, matrix_peak, peak_of_a_process, work
-from bench.evaluations import mean_of
+from bench.evaluations import default_stop, mean_of, relative, stops_of
 from bench.frames import STATM, frames, video_speed
-from bench.inference import shares_of_the_peak
+from bench.inference import compiled, deqflow_small, shares_of_the_peak
 from bench.memory import LEAN
 from bench.plain import PlainFlow
 from bench.setting import Row, photographs, reference_base
 from bench.speed import training_speed
 
-from deqflow import build
+from deqflow import build, load
 from deqflow.data.datasets import motorcycle
 from deqflow.evidence.costs import MIB
+from deqflow.evidence.evaluation.sets import EvaluationSet
 from deqflow.solvers import Stop
 
 
@@ -70,6 +71,50 @@ def test_shares_of_the_peak_are_shares():
     shares = [row.value for row in rows if "share" in row.quantity]
     assert len(shares) == 2
     assert all(0 < share < 1 for share in shares)
+
+
+def test_parts_of_deqflow_small_are_timed_and_its_flow_is_the_published_ways():
+    rows = {row.quantity.split(": ")[1]: row for row in deqflow_small(1, size=(128, 160))}
+    assert rows["largest difference of the flow"].met
+    assert rows["times faster"].at_least == 2.0
+    assert all(rows[part].value > 0 for part in ("encoder, both images", "correlation", "one evaluation", "upsampling"))
+    assert 0 < rows["share of the matrix peak in one evaluation"].value < 1
+
+
+def test_a_compiled_model_is_timed_beside_the_model_as_it_is(monkeypatch):
+    asked = []
+
+    def loaded(name, *, compile=False):  # compiling takes minutes
+        asked.append(compile)
+        return load(name)
+
+    monkeypatch.setattr("bench.inference.deqflow.load", loaded)
+    first, ratio = compiled(1, size=(64, 96))
+    assert asked == [False, True]
+    assert "with compiling" in first.quantity
+    assert ratio.value > 0
+
+
+def test_a_stop_found_by_going_on_is_that_of_a_solve_of_its_own():
+    pair = motorcycle()
+    small = type(pair)(*(tensor[..., 200:264, 300:396] for tensor in pair))
+    model = load("deqflow-small").eval()
+    with torch.no_grad():
+        ((ends, _),) = stops_of(model, [small])
+        for atol, (spent, error) in ends.items():
+            assert mean_of(model, [small], Stop(max_evals=60, atol=atol)) == (pytest.approx(error, abs=1e-4), spent)
+    assert len({spent for spent, _ in ends.values()}) > 2
+    assert relative([({0.1: (3, 2.0)}, 1.0), ({0.1: (5, 1.0)}, 2.0)], 0.1) == 1.0
+
+
+def test_the_default_stop_has_rows_for_each_set(tmp_path, monkeypatch):
+    pair = motorcycle()
+    small = EvaluationSet([type(pair)(*(tensor[..., 200:264, 300:396] for tensor in pair))])
+    sets = {"procedural": small, "motorcycle": small}
+    monkeypatch.setattr("bench.evaluations.evaluation_sets", lambda *_: sets)
+    rows = [row.quantity for row in default_stop(tmp_path)]
+    assert "motorcycle: error at the default stop over that after 96 evaluations" in rows
+    assert "procedural: evaluations to the default stop" in rows
 
 
 def test_means_over_pairs_stop_early():
