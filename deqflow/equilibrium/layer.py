@@ -15,6 +15,7 @@ from deqflow.solvers import (
     Stop,
     solve,
 )
+from deqflow.solvers.loop import check_rule
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Correction:
     def __post_init__(self) -> None:
         if isinstance(self.at, bool) or not isinstance(self.at, int) or self.at < 1:
             raise ValueError(f"A correction expects the number of an evaluation, from 1, got {self.at!r}.")
+        if self.gradient is not None:
+            _check_gradient(self.gradient)
 
 
 class Equilibrium(nn.Module):
@@ -55,6 +58,7 @@ class Equilibrium(nn.Module):
     Raises:
         ValueError: ``corrections`` is less than 1, or more than the evaluations; or the chosen ones are none, not in
             order, or beyond the budget.
+        TypeError: the rule, the gradient or a stop is of another type.
     """
 
     def __init__(
@@ -68,6 +72,11 @@ class Equilibrium(nn.Module):
         corrections_from: float = 0.0,
     ) -> None:
         super().__init__()
+        check_rule(rule)
+        _check_gradient(gradient)
+        for name, value in (("stop", stop), ("eval_stop", eval_stop or stop)):
+            if not isinstance(value, Stop):
+                raise TypeError(f"{name} expects a Stop(max_evals=..., atol=...), got {value!r}.")
         if isinstance(corrections, Sequence):
             corrections = _in_order(corrections)
             _require_budget(corrections, stop.max_evals)
@@ -133,6 +142,11 @@ class Equilibrium(nn.Module):
         if all(mode is self.gradient for mode in modes.values()):
             return self.gradient.run(f, z0, rule, stop, tuple(modes))
         return run_attached(f, z0, rule, stop, modes)
+
+
+def _check_gradient(gradient: object) -> None:
+    if isinstance(gradient, type) or not hasattr(gradient, "run"):
+        raise TypeError(f"gradient expects a mode such as Phantom(steps=3) or Implicit(), got {gradient!r}.")
 
 
 def _in_order(chosen: Sequence[int | Correction]) -> tuple[Correction, ...]:

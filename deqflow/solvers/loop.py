@@ -118,6 +118,17 @@ class Evaluation:
 OnEval = Callable[[Evaluation], object]  # a true value (of Python, torch or NumPy) ends the solve
 
 
+def _asks_to_end(answer: object) -> bool:
+    """Whether what ``on_eval`` returned ends the solve."""
+    try:
+        return answer is not None and bool(answer)
+    except (ValueError, RuntimeError) as error:  # NumPy's and torch's, of several values
+        raise TypeError(
+            "on_eval expects to return nothing, or one truth value that says whether to end the solve, got "
+            f"{type(answer).__name__} with several: reduce it with .any() or .all()."
+        ) from error
+
+
 @dataclass(frozen=True)
 class SolverResult:
     """The outcome of a solve of B samples.
@@ -283,7 +294,7 @@ class Record:
         """Whether this evaluation was the last: no sample is active, a budget is spent, or ``interrupted`` is true."""
         if len(self.trace) == self.stop.max_evals or self.count == 0:
             return True
-        if not (interrupted is not None and bool(interrupted)) and time.monotonic() < self.deadline:
+        if not _asks_to_end(interrupted) and time.monotonic() < self.deadline:
             return False
         self.status = torch.where(self.active, int(Status.INTERRUPTED), self.status)
         return True
@@ -295,6 +306,16 @@ class Record:
         return SolverResult(
             last.z, last.fz, last.residual, self.status, self.evals, torch.stack(self.trace), kept, self.stop
         )
+
+
+def check_rule(rule: object) -> None:
+    """Raise unless ``rule`` is a solver.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(rule, type) or not (hasattr(rule, "step") or hasattr(rule, "solve")):
+        raise TypeError(f"rule expects a solver such as Picard() or Anderson(history=5), got {rule!r}.")
 
 
 def solve(
@@ -323,7 +344,7 @@ def solve(
 
     Raises:
         ValueError: the start, the kept numbers, or the shape or dtype of f(z) are not as described.
-        TypeError: ``rule`` is not a solver, or ``on_eval`` is not a function.
+        TypeError: ``rule`` is not a solver, or ``on_eval`` is not a function, or it returns several values.
         RuntimeError: it is called under ``torch.func.vmap``.
     """
     keep = tuple(keep)
@@ -337,8 +358,7 @@ def solve(
         raise ValueError(f"solve expects a floating-point start of shape (B, N, ...), got {z0.dtype} {shape}.")
     if any(k not in range(1, stop.max_evals + 1) for k in keep):
         raise ValueError(f"keep expects evaluation numbers from 1 to max_evals={stop.max_evals}, got {keep}.")
-    if isinstance(rule, type) or not (hasattr(rule, "step") or hasattr(rule, "solve")):
-        raise TypeError(f"rule expects a solver such as Picard() or Anderson(history=5), got {rule!r}.")
+    check_rule(rule)
     if on_eval is not None and not callable(on_eval):
         raise TypeError(f"on_eval expects a function of an Evaluation, got {on_eval!r}.")
     if isinstance(rule, OutsideSolver):

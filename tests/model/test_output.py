@@ -13,8 +13,9 @@ import deqflow
 from deqflow.data.colors import flow_to_rgb
 from deqflow.data.flow_files import FLOW_SUFFIXES
 from deqflow.data.images import as_images
+from deqflow.equilibrium import Correction, Equilibrium, Phantom
 from deqflow.model.output import NUMBERS
-from deqflow.solvers import Anderson, Stop
+from deqflow.solvers import Anderson, Picard, Stop
 
 THREE = Stop(max_evals=3, atol=0.0)
 
@@ -296,6 +297,8 @@ def test_ordinary_images_are_not_warned_of(estimator, low, recwarn):
         ({"stop": 3}, r"stop expects a Stop\(max_evals=..., atol=...\), got 3"),
         ({"start": torch.zeros(1, 2, 4, 6)}, "start expects a FlowState, .* got Tensor"),
         ({"on_eval": 3}, "on_eval expects a function of an Evaluation, got 3"),
+        ({"on_eval": lambda evaluation: evaluation.fz > 0}, "one truth value .* got Tensor with several"),
+        ({"on_eval": lambda _: np.zeros(3)}, "one truth value .* got ndarray with several"),
     ],
 )
 def test_options_of_another_type_are_refused(estimator, pictures, options, sentence):
@@ -305,6 +308,31 @@ def test_options_of_another_type_are_refused(estimator, pictures, options, sente
     for image in (images[0].to_sparse(), images[0].to("meta")):
         with pytest.raises(TypeError, match="image1 expects a floating-point or uint8 tensor"):
             estimator(image, images[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"gradient": "phantom"}, r"gradient expects a mode such as Phantom\(steps=3\) or Implicit\(\), got 'phantom'"),
+        ({"gradient": Phantom}, "gradient expects a mode such as"),
+        ({"rule": "anderson"}, r"rule expects a solver such as Picard\(\)"),
+    ],
+)
+def test_a_model_of_parts_of_another_type_is_not_built(options, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        deqflow.build("tiny", **options)
+    parts = {"rule": Picard(), "gradient": Phantom()} | options
+    with pytest.raises(TypeError, match=sentence):
+        Equilibrium(stop=Stop(max_evals=3, atol=0.0), **parts)
+    if "gradient" in options:
+        with pytest.raises(TypeError, match=sentence):
+            Correction(3, options["gradient"])
+
+
+@pytest.mark.parametrize("stops", [{"stop": 3}, {"stop": Stop(max_evals=3, atol=0.0), "eval_stop": 3}])
+def test_a_layer_without_a_stop_is_not_built(stops):
+    with pytest.raises(TypeError, match=r"stop expects a Stop\(max_evals=..., atol=...\), got 3"):
+        Equilibrium(rule=Picard(), gradient=Phantom(), **stops)
 
 
 def test_numbers_of_numpy_are_numbers(estimator, pictures):
