@@ -112,6 +112,7 @@ def test_the_default_stop_has_rows_for_each_set(tmp_path, monkeypatch):
     small = EvaluationSet([type(pair)(*(tensor[..., 200:264, 300:396] for tensor in pair))])
     sets = {"procedural": small, "motorcycle": small}
     monkeypatch.setattr("bench.evaluations.evaluation_sets", lambda *_: sets)
+    monkeypatch.setattr("bench.evaluations.procedural_pairs", lambda *_: small.pairs)
     rows = [row.quantity for row in default_stop(tmp_path)]
     assert "motorcycle: error at the default stop over that after 96 evaluations" in rows
     assert "procedural: evaluations to the default stop" in rows
