@@ -90,6 +90,16 @@ def bench(results: Results) -> str:
     return markdown(["what", "to reach", "measured", "reached"], rows)
 
 
+def bench_profile(results: Results) -> str:
+    """Where the time of an inference, of a film and of a training step goes: what was measured without a goal."""
+    rows = []
+    for part in ("inference", "compiled", "video", "training speed"):
+        for row in results["parts"].get(part, {"rows": []})["rows"]:
+            if row["at_least"] is None and row["at_most"] is None:
+                rows.append([row["quantity"], f"{row['value']:.3g} {row['unit']}".strip()])
+    return markdown(["what", "measured"], rows)
+
+
 def accuracy(results: Results) -> str:
     """End-point error on each set: models after 12 and 96 evaluations and with early stop, DIS, and zero flow."""
     shown = _shown(results)
@@ -271,6 +281,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "confidence": _of("confidence", confidence),
     "video": _of("video", video),
     "bench": _of("bench", bench),
+    "bench-profile": _of("bench", bench_profile),
     "bench-gpu": _of("bench-gpu", bench),
     "attraction": _of("attraction", attraction),
     "equilibration": _of("equilibration", equilibration),
