@@ -78,7 +78,7 @@ def test_parts_of_deqflow_small_are_timed_and_its_flow_is_the_published_ways():
     assert rows["largest difference of the flow"].met
     assert rows["times faster"].at_least == 2.0
     assert all(rows[part].value > 0 for part in ("encoder, both images", "correlation", "one evaluation", "upsampling"))
-    assert 0 < rows["share of the matrix peak in one evaluation"].value < 1
+    assert rows["share of a matrix product's speed in one evaluation"].value > 0
 
 
 def test_a_compiled_model_is_timed_beside_the_model_as_it_is(monkeypatch):
