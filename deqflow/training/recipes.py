@@ -16,6 +16,17 @@ _CLEAR = replace(SCENES, photometric=0.7)
 
 _COMMON = TrainConfig(workers=14, bfloat16=True, attraction="none", validate_every=400, validation_pairs=12)
 _CONVERGING = replace(_COMMON, evals_spread="log", all_gradients=True, scenes=_CLEAR)
+_ATTRACTING = replace(
+    _CONVERGING,
+    lr=3e-4,
+    corrections=2,
+    corrections_from=0.5,
+    phantom_steps=6,
+    other_starts=0.3,
+    freeze_encoders=True,
+    workers=0,
+    attraction="mean",
+)
 
 # Stage 1 learns to match, with one-step gradients. Stage 2, on larger and clearer images, draws the number of
 # evaluations from a wide range and differentiates two of them, flow included, so that the model converges instead of
@@ -49,36 +60,13 @@ _EQUILIBRIUM = (
         workers=1,
         validate_every=120,
     ),
+    replace(_ATTRACTING, steps=600, batch=6, evals=(12, 64), seed=13, validate_every=100),
     replace(
-        _CONVERGING,
-        steps=600,
-        batch=6,
-        lr=3e-4,
-        evals=(12, 64),
-        corrections=2,
-        corrections_from=0.5,
-        phantom_steps=6,
-        other_starts=0.3,
-        freeze_encoders=True,
-        seed=13,
-        workers=0,
-        attraction="mean",
-        validate_every=100,
-    ),
-    replace(
-        _CONVERGING,
+        _ATTRACTING,
         steps=1000,
         batch=4,
-        lr=3e-4,
         evals=(12, 48),
-        corrections=2,
-        corrections_from=0.5,
-        phantom_steps=6,
-        other_starts=0.3,
-        freeze_encoders=True,
         seed=15,
-        workers=0,
-        attraction="mean",
         attraction_strength=0.5,
         least_gate=0.1,
         validate_every=200,
