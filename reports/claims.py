@@ -84,7 +84,7 @@ def _cheap_gradients(results: Results, trained: Results) -> Finding:
 def _reuse(results: Results) -> Finding:
     n = results["numbers"]
     shares = [n[f"{clip}_{stop}_share_of_evaluations"] for stop in ("loose", "tight") for clip in ("slow", "ordinary")]
-    return _verdict(n["goal_reached"] == n["goal_cases"], n["goal_reached"] > 0), (
+    return _verdict(n["goal_reached"] == n["goal_cases"], n["goal_reached"] > 0 and max(shares) <= 1), (
         f"warm starts need {shares[0]:.0%} (slow) and {shares[1]:.0%} (ordinary motion) of the evaluations to a loose "
         f"tolerance, {shares[2]:.0%} and {shares[3]:.0%} to a tight one, at "
         f"{n['slow_tight_error_over_reset']:.2f} and {n['ordinary_tight_error_over_reset']:.2f} times the error; "

@@ -98,6 +98,8 @@ def test_where_all_is_well_every_claim_holds():
         ("C4", {"trained": trained([1.9, 1.1], [0.95, 1.1])}, "no"),
         ("C4", {"exact_seconds_ratio": 1.0}, "no"),
         ("C5", {"goal_reached": 5}, "in part"),
+        ("C5", {"goal_reached": 5, "slow_loose_share_of_evaluations": 1.0}, "in part"),  # one evaluation is the least
+        ("C5", {"goal_reached": 0}, "no"),
         ("C5", {"goal_reached": 5, "slow_tight_share_of_evaluations": 1.1}, "no"),
         ("C6", {"accuracy": accuracy((1.3, 1.0), (1.2, 1.5))}, "no"),
         ("C6", {"accuracy": accuracy((1.3, 1.6), (1.2, 1.5))}, "no"),
