@@ -230,7 +230,7 @@ def _pt2_bytes(program: ExportedProgram, stored: dict[str, str]) -> bytes:
 
 def _onnx_bytes(program: ExportedProgram, stored: dict[str, str]) -> bytes:
     try:
-        from onnx_ir.passes.common import RemoveUnusedNodesPass
+        from onnx_ir.passes.common import RemoveUnusedNodesPass  # pyright: ignore[reportMissingImports] - of the extra
 
         # It warns of operations of torchvision, which no model here has.
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
