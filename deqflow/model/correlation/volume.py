@@ -22,7 +22,13 @@ def all_pairs(features1: Tensor, features2: Tensor) -> Tensor:
         (B, h w, H, W): for each pixel of the first map, an image of the second.
     """
     batch, channels, height, width = features2.shape
-    volume = (features1.flatten(2).mT / channels**0.5) @ features2.flatten(2)
+    first, second = features1.flatten(2).mT / channels**0.5, features2.flatten(2)
+    if torch.is_grad_enabled() or torch.compiler.is_exporting() or first.device.type != "cpu":
+        return (first @ second).view(batch, -1, height, width)
+    # Sample by sample, so that a sample has the same bits in a batch as alone.
+    volume = first.new_empty(batch, first.shape[1], height * width)
+    for one, other, product in zip(first, second, volume, strict=True):
+        torch.mm(one, other, out=product)
     return volume.view(batch, -1, height, width)
 
 
