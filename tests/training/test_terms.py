@@ -165,8 +165,8 @@ def left_of_noise(estimator, evals=2):
 
 def test_training_the_way_back_makes_the_end_attract(tmp_path):
     before = left_of_noise(train_from_the_shipped(tmp_path / "0", attraction="none", steps=1))
-    plain = left_of_noise(train_from_the_shipped(tmp_path / "1", steps=80, attraction="none"))
-    trained = left_of_noise(train_from_the_shipped(tmp_path / "2", steps=80, attraction="none", return_weight=10.0))
+    plain = left_of_noise(train_from_the_shipped(tmp_path / "1", steps=160, attraction="none"))
+    trained = left_of_noise(train_from_the_shipped(tmp_path / "2", steps=160, attraction="none", return_weight=30.0))
     assert trained < plain
     assert trained < before
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqflow.model.correlation.volume import pyramid
+from deqflow.model.correlation.volume import halve
 from deqflow.model.correlation.windows import Windows, positions, windows_around
 
 TILE = 8  # pixels a side
@@ -37,9 +37,12 @@ class SampledCorrelation:
 
     def __init__(self, features1: Tensor, features2: Tensor, *, levels: int = 4, radius: int = 4) -> None:
         self.radius = radius
-        # (B, h, w, C): one pixel's channels lie side by side.
+        # (B, h, w, C): one pixel's channels lie side by side. Pooling features pools their inner products.
         self.queries = (features1 / features1.shape[1] ** 0.5).permute(0, 2, 3, 1).contiguous()
-        self.keys = [scale.permute(0, 2, 3, 1).contiguous() for scale in pyramid(features2, levels)]
+        pooled = [features2]
+        for _ in range(levels - 1):
+            pooled.append(halve(pooled[-1]))
+        self.keys = [level.permute(0, 2, 3, 1).contiguous() for level in pooled]
 
     @property
     def channels(self) -> int:

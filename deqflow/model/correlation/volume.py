@@ -15,32 +15,14 @@ def all_pairs(features1: Tensor, features2: Tensor) -> Tensor:
     """Inner product of every pixel of one feature map with every pixel of the other, over sqrt(C).
 
     Args:
-        features1: (B, C, h, w).
-        features2: (B, C, H, W).
+        features1, features2: (B, C, h, w).
 
     Returns:
-        (B, h w, H, W): for each pixel of the first map, an image of the second.
+        (B, h w, h, w): for each pixel of the first map, an image of the second.
     """
-    batch, channels, height, width = features2.shape
-    first, second = features1.flatten(2).mT / channels**0.5, features2.flatten(2)
-    if torch.is_grad_enabled() or torch.compiler.is_exporting() or first.device.type != "cpu":
-        return (first @ second).view(batch, -1, height, width)
-    # Sample by sample, so that a sample has the same bits in a batch as alone.
-    volume = first.new_empty(batch, first.shape[1], height * width)
-    for one, other, product in zip(first, second, volume, strict=True):
-        torch.mm(one, other, out=product)
-    return volume.view(batch, -1, height, width)
-
-
-def pyramid(features: Tensor, levels: int) -> list[Tensor]:
-    """Features (B, C, h, w) at 1, 1/2, 1/4, ... of their resolution.
-
-    Since correlation is linear, correlating with these gives the same as halving the volume, in less time.
-    """
-    scales = [features]
-    for _ in range(levels - 1):
-        scales.append(halve(scales[-1]))
-    return scales
+    batch, channels, height, width = features1.shape
+    volume = (features1.flatten(2).mT / channels**0.5) @ features2.flatten(2)
+    return volume.view(batch, height * width, height, width)
 
 
 def halve(pictures: Tensor) -> Tensor:
@@ -65,7 +47,9 @@ class CorrelationPyramid:
 
     def __init__(self, features1: Tensor, features2: Tensor, *, levels: int = 4, radius: int = 4) -> None:
         self.radius = radius
-        self.volumes = [all_pairs(features1, scale) for scale in pyramid(features2, levels)]
+        self.volumes = [all_pairs(features1, features2)]
+        for _ in range(levels - 1):
+            self.volumes.append(halve(self.volumes[-1]))
         self.gathers = features1.device.type == "cpu" or features1.element_size() < 4
         self._rows: Tensor | None = None
         self._grid: WindowGrid | None = None
@@ -85,8 +69,8 @@ class CorrelationPyramid:
             (B, levels (2 r + 1)^2, h, w). The window is x-major: its slow index moves in x.
         """
         # With a graph to the flow, a Jacobian penalty needs second derivatives, and grid_sample has only first ones.
-        # A graph to the features alone may use grid_sample. For backward it keeps the pyramid
-        # and the places, which take less memory than the indices of a gather.
+        # A graph to the features alone may use grid_sample. For backward it keeps the pyramid, of which pooling keeps
+        # all but the coarsest level anyway, and the places, which take less memory than the indices of a gather.
         if not (self.gathers or (flow.requires_grad and torch.is_grad_enabled())):
             if self._grid is None:
                 self._grid = WindowGrid(self.volumes, (flow.shape[2], flow.shape[3]), self.radius)
