@@ -15,7 +15,7 @@ from deqflow.solvers import (
     Stop,
     solve,
 )
-from deqflow.solvers.loop import check_rule
+from deqflow.solvers.loop import check_rule, check_stop
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ class Equilibrium(nn.Module):
         super().__init__()
         check_rule(rule)
         _check_gradient(gradient)
-        for name, value in (("stop", stop), ("eval_stop", eval_stop or stop)):
-            if not isinstance(value, Stop):
-                raise TypeError(f"{name} expects a Stop(max_evals=..., atol=...), got {value!r}.")
+        check_stop(stop)
+        check_stop(eval_stop or stop, "eval_stop")
         if isinstance(corrections, Sequence):
             corrections = _in_order(corrections)
             _require_budget(corrections, stop.max_evals)

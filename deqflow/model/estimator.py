@@ -36,7 +36,7 @@ from deqflow.model.state import STRIDE, FlowState
 from deqflow.model.updates import UpdateOperator
 from deqflow.model.upsampling import Upsampler
 from deqflow.solvers import OnEval, Rule, Status, Stop
-from deqflow.solvers.loop import per_sample
+from deqflow.solvers.loop import check_stop, per_sample
 
 ONE_AT_A_TIME = 2**20  # pixels of a batch of images; larger ones are encoded one at a time to save memory
 
@@ -285,8 +285,8 @@ class FlowEstimator(nn.Module):
         return self.problem(both[: len(image1)], both[len(image1) :], generator=generator)
 
     def _stop(self, stop: Stop | None, max_evals: int | None, atol: float | None) -> Stop | None:
-        if stop is not None and not isinstance(stop, Stop):
-            raise TypeError(f"stop expects a Stop(max_evals=..., atol=...), got {stop!r}.")
+        if stop is not None:
+            check_stop(stop)
         own = stop or self.equilibrium.stop_in(self.training)
         return stop if max_evals is atol is None else own.with_changes(max_evals=max_evals, atol=atol)
 

@@ -139,7 +139,6 @@ def trace(estimator: FlowEstimator, *, evals: int = 12, size: tuple[int, int] | 
         raise ValueError("Export expects an estimator in evaluation mode, got one in training: call .eval().")
     if size is not None and min(size) < SMALLEST_SIDE:
         raise ValueError(f"Export expects images of at least 16 px a side, got {size[1]}x{size[0]} (width x height).")
-    FixedEvaluations(estimator, evals)  # checks both
     warped = estimator.correlation == "warped"  # warped features have no scales
     smallest = SMALLEST_SIDE if warped else smallest_side(estimator.levels, estimator.stride)
     shape = (2, 3, *(size or (smallest + 13, smallest + 45)))  # two samples: with one, the batch would be fixed at one

@@ -318,6 +318,16 @@ def check_rule(rule: object) -> None:
         raise TypeError(f"rule expects a solver such as Picard() or Anderson(history=5), got {rule!r}.")
 
 
+def check_stop(stop: object, name: str = "stop") -> None:
+    """Raise unless ``stop`` is a :class:`Stop`; ``name`` is what the caller calls it.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(stop, Stop):
+        raise TypeError(f"{name} expects a Stop(max_evals=..., atol=...), got {stop!r}.")
+
+
 def solve(
     f: FixedPointMap,
     z0: Tensor,
@@ -344,9 +354,11 @@ def solve(
 
     Raises:
         ValueError: the start, the kept numbers, or the shape or dtype of f(z) are not as described.
-        TypeError: ``rule`` is not a solver, or ``on_eval`` is not a function, or it returns several values.
+        TypeError: ``rule`` is not a solver, ``stop`` is not a :class:`Stop`, or ``on_eval`` is not a function or gives
+            several values.
         RuntimeError: it is called under ``torch.func.vmap``.
     """
+    check_stop(stop)
     keep = tuple(keep)
     if active_transform() == "Vmap":
         raise RuntimeError(

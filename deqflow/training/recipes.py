@@ -34,7 +34,7 @@ _ATTRACTING = replace(
 # trains the state in which the solver ends, whose slow directions a gradient through two evaluations hardly sees.
 # Stage 4 adds the smoothness term, which makes that state unique, and trains it from mixed starts, with corrections
 # only in the second half of the evaluations. Stage 5 goes on in larger images with displacements of up to 200 px, with
-# a stronger term and a least gate, so that the solve converges sooner.
+# a stronger term and a least gate, so that disturbances fade sooner.
 _EQUILIBRIUM = (
     replace(_COMMON, steps=2000, batch=48, lr=1e-3, evals=(6, 18), seed=10, scenes=SCENES),
     replace(

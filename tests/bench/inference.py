@@ -60,21 +60,20 @@ def deqflow_small(repeats: int, size: tuple[int, int] = SMALL) -> list[Row]:
     problem = ours.problem(*features)
     z = problem.f(problem.f(problem.z0))
     square = torch.randn(2, SIDE, SIDE, device=device())
-    timings = alternate(
-        {
-            "plain": lambda: plain(*images, SMALL_EVALS),
-            "ours": lambda: ours(*images, stop=fixed),
-            "stopped": lambda: ours(*images),
-            "encoder, both images": lambda: [ours.encode(image) for image in images],
-            "correlation": lambda: ours.problem(*features),
-            "one evaluation": lambda: problem.f(z),
-            "lookup, a part of it": lambda: problem.f.correlation.lookup(z[:, -2:]),
-            "upsampling": lambda: problem.flow(z),
-            "product": lambda: square[0] @ square[1],
-        },
-        repeats=repeats,
-        device=device(),
-    )
+    whole = {
+        "plain": lambda: plain(*images, SMALL_EVALS),
+        "ours": lambda: ours(*images, stop=fixed),
+        "stopped": lambda: ours(*images),
+        "product": lambda: square[0] @ square[1],
+    }
+    parts = {
+        "encoder, both images": lambda: [ours.encode(image) for image in images],
+        "correlation": lambda: ours.problem(*features),
+        "one evaluation": lambda: problem.f(z),
+        "lookup, a part of it": lambda: problem.f.correlation.lookup(z[:, -2:]),
+        "upsampling": lambda: problem.flow(z),
+    }
+    timings = alternate(whole | parts, repeats=repeats, device=device())
     name = f"deqflow-small, {size[0]}x{size[1]}, float32"
     difference = (ours(*images, stop=fixed).flow - plain(*images, SMALL_EVALS)).abs().max().item()
     rows = [
@@ -87,14 +86,10 @@ def deqflow_small(repeats: int, size: tuple[int, int] = SMALL) -> list[Row]:
         ),
         Row(quantity=f"{name}: times faster with its own stop", value=timings.ratio("plain", "stopped")),
     ]
-    parts = list(timings.seconds)[3:-1]
     rows += [Row(quantity=f"{name}: {part}", value=1000 * timings.median(part), unit="ms") for part in parts]
     peak = 2 * SIDE**3 / timings.median("product")
-    for part, function in (
-        ("encoder, both images", lambda: [ours.encode(image) for image in images]),
-        ("one evaluation", lambda: problem.f(z)),
-    ):
-        share = work(function) / timings.median(part) / peak
+    for part in ("encoder, both images", "one evaluation"):
+        share = work(parts[part]) / timings.median(part) / peak
         rows.append(Row(quantity=f"{name}: share of a matrix product's speed in {part}", value=share))
     return rows
 

@@ -1,4 +1,4 @@
-"""The figure of README: a recurrent model made an equilibrium model.md."""
+"""The figure of README.md: a recurrent model made an equilibrium model."""
 
 from pathlib import Path
 

@@ -416,6 +416,16 @@ def test_rules_refuse_options_out_of_range(kind, option, values):
             kind(**{option: value})
 
 
+def test_parts_of_another_type_are_refused():
+    start, stop = torch.zeros(1, 2), Stop(max_evals=3, atol=0.0)
+    with pytest.raises(TypeError, match=r"stop expects a Stop\(max_evals=..., atol=...\), got 3"):
+        solve(lambda z: z, start, Picard(), 3)
+    with pytest.raises(TypeError, match=r"rule expects a solver such as Picard\(\)"):
+        solve(lambda z: z, start, "picard", stop)
+    with pytest.raises(TypeError, match=r"one truth value .* got Tensor with several"):
+        solve(lambda z: z + 1, start, Picard(), stop, on_eval=lambda evaluation: evaluation.fz > 0)
+
+
 @every_rule
 def test_solve_refuses_what_it_cannot_use(rule):
     f, z0 = problem()
