@@ -29,6 +29,9 @@ from deqflow.training.losses import (
 from deqflow.training.starts import coarse_truth, disturbance, draw_starts
 
 
+_NEW_PARTS = ("mixture_head.", "attraction.")  # what a run may add to the model that it starts from
+
+
 def make_estimator(config: TrainConfig) -> FlowEstimator:
     """Build the model of a run, with random weights or those of ``start_from``.
 
@@ -56,8 +59,8 @@ def make_estimator(config: TrainConfig) -> FlowEstimator:
     if config.start_from:
         start = checkpoints.load(config.start_from)
         try:
-            missing, unknown = estimator.load_state_dict(start.state_dict(), strict=config.loss != "mixture")
-            if unknown or any(not name.startswith("mixture_head.") for name in missing):
+            missing, unknown = estimator.load_state_dict(start.state_dict(), strict=False)
+            if unknown or any(not name.startswith(_NEW_PARTS) for name in missing):
                 raise RuntimeError(f"{len(missing)} tensors are missing and {len(unknown)} are unknown")
         except RuntimeError as error:
             raise ValueError(
@@ -180,7 +183,7 @@ class Objective(nn.Module):
             start = draw_starts(problem, truth, config.other_starts, generator)
             states, solve = self._solve(problem, start, draw.stop)
             flows, mixtures = zip(*(problem.flow_and_mixture(state) for state in states), strict=True)
-            terms = self._terms(problem, states, solve, (truth, known), generator)
+            terms = list(self._terms(problem, states, solve, (truth, known), generator))  # inside the autocast
             taught = [teacher(batch.image1, batch.image2).flow for teacher in self._teacher if config.teacher_weight]
         if config.loss == "mixture":
             said = [mixture for mixture in mixtures if mixture is not None]
