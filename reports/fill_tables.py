@@ -226,6 +226,23 @@ def attraction(results: Results) -> str:
     return markdown(["median; nine of ten at most", *results["models"]], rows)
 
 
+def ablation(results: Results) -> str:
+    """What each setting of the training buys: means over seeds, beside the model that all runs begin with."""
+    seeds = len({run["seed"] for run in results["runs"]})
+    by_name = {"before training": [results["start"]]}
+    for run in results["runs"]:
+        by_name.setdefault(run["variant"], []).append(run)
+    noises = [f"{kind}_after_{evals}_px" for kind, evals in (("white", 5), ("smooth", 5), ("smooth", 20))]
+    rows = []
+    for name, runs in by_name.items():
+        errors = [f"{np.mean([run['error_px'][k] for run in runs]):.3f}" for k in ("12", "96")]
+        ends = [[run["attraction"][quantity]["median"] for run in runs] for quantity in (*noises, "spectral_radius")]
+        apart = np.mean([run["attraction"]["random_apart_px"]["median"] for run in runs])
+        rows.append([name, *errors, *(f"{np.mean(end):.3f}" for end in ends), f"{apart:.1g}"])
+    head = ["error at 12 (px)", "at 96", "left of white noise after 5 (px)", "of smooth noise", "after 20"]
+    return markdown([f"training ({seeds} seeds)", *head, "spectral radius", "ends apart (px)"], rows)
+
+
 def equilibration(results: Results) -> str:
     """A recurrent model before and after it was turned into an equilibrium model: pairs, then videos."""
     rows = []
@@ -284,6 +301,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "bench-profile": _of("bench", bench_profile),
     "bench-gpu": _of("bench-gpu", bench),
     "attraction": _of("attraction", attraction),
+    "ablation": _of("ablation", ablation),
     "equilibration": _of("equilibration", equilibration),
     "warping": _of("warping", warping),
     "in-short": _of("accuracy", in_short),

@@ -196,7 +196,8 @@ class Experiment:
 
     Attributes:
         name: corrections, gradients, attraction (whether the fixed points of the models attract), video (what
-            fixed-point reuse saves), or warping (warped features beside a correlation).
+            fixed-point reuse saves), warping (warped features beside a correlation), or ablation (what each setting
+            of the training buys).
         model: only for attraction: names or paths of the models; the shipped ones if not given.
         out: results file (.json) to write.
         data: only for video: folder of the data sets whose clips are used beside procedural ones; data if not given.
@@ -209,13 +210,14 @@ class Experiment:
 
     def __call__(self) -> int:
         """Run the command."""
+        from deqflow.evidence.ablation import run_ablation
         from deqflow.evidence.attraction import run_attraction
         from deqflow.evidence.experiments import EXPERIMENTS, run_experiment
         from deqflow.evidence.video_reuse import run_benchmark
         from deqflow.evidence.warping import run_warping
         from deqflow.model.checkpoints import SHIPPED
 
-        known = (*EXPERIMENTS, "attraction", "video", "warping")
+        known = (*EXPERIMENTS, "attraction", "video", "warping", "ablation")
         if self.name not in known:
             raise ValueError(f"No experiment {self.name!r}: expected one of {', '.join(known)}.")
         require_suffix(self.out, ".json")
@@ -235,6 +237,8 @@ class Experiment:
             )
             if self.name == "warping":
                 run_warping(self.out, say=print_line)
+            elif self.name == "ablation":
+                run_ablation(self.out, say=print_line)
             else:
                 run_experiment(self.name, EXPERIMENTS[self.name], self.out, _say_run)
         print(f"Wrote {self.out}.")

@@ -34,8 +34,8 @@ CONFIG = replace(
 )
 VARIANTS: dict[str, dict[str, Any]] = {
     "as the last stage": {},
+    "way back, weight 3": {"return_weight": 3.0},
     "way back, weight 10": {"return_weight": 10.0},
-    "way back, weight 30": {"return_weight": 30.0},
     "consistency": {"consistency_weight": 30.0},
     "loss on the coarse flow": {"coarse_weight": 1.0},
     "Jacobian penalty": {"jacobian_weight": 1.0},
@@ -97,5 +97,5 @@ def run_ablation(
             results["runs"].append(row)
             save_results(results, out)
             left = row["attraction"]["smooth_after_5_px"]["median"]
-            say(f"{name}, seed {seed}: {row['error_px']['12']:.3f} px, {left:.3f} px left of smooth noise")
+            say(f"{name}, seed {seed}: {row['error_px'][str(EVALS[0])]:.3f} px, {left:.3f} px left of smooth noise")
     return results

@@ -124,7 +124,7 @@ def coarse_loss(states: Sequence[Tensor], truth: Tensor, known: Tensor, *, strid
 def way_back(
     f: Callable[[Tensor], Tensor], z: Tensor, disturbance: Tensor, evals: int, norm: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The ratio of a disturbance of the flow that is left after some evaluations: a small one means that z attracts.
+    """The share of a disturbance of the flow that is left after some evaluations: a small one means that z attracts.
 
     The disturbed state is compared with the undisturbed one after equally many evaluations, which is detached.
 
@@ -136,7 +136,7 @@ def way_back(
         norm: (B, Ch + 2, h, w) -> (B,).
 
     Returns:
-        A scalar, the mean over samples; 1 if the disturbance is as large as before.
+        (B,), 1 where the disturbance is as large as before.
     """
     z = z.detach()
     added = torch.cat([torch.zeros_like(z[:, :-2]), disturbance.to(z)], 1)
@@ -145,7 +145,7 @@ def way_back(
         disturbed = f(disturbed)
         with torch.no_grad():
             z = f(z)
-    return (norm(disturbed - z) / norm(added)).mean()
+    return norm(disturbed - z) / norm(added)
 
 
 def consistency(f: Callable[[Tensor], Tensor], states: Sequence[Tensor], end: Tensor, *, stride: int) -> Tensor:

@@ -28,7 +28,6 @@ from deqflow.training.losses import (
 )
 from deqflow.training.starts import coarse_truth, disturbance, draw_starts
 
-
 _NEW_PARTS = ("mixture_head.", "attraction.")  # what a run may add to the model that it starts from
 
 
@@ -221,7 +220,9 @@ class Objective(nn.Module):
         if config.return_weight:
             added = disturbance(FlowState.unpack(solve.fz).flow, stride, generator)
             evals = int(torch.randint(1, 4, (1,), generator=generator))
-            yield config.return_weight * way_back(problem.f, solve.fz, added, evals, problem.residual)
+            left = way_back(problem.f, solve.fz, added, evals, problem.residual)
+            # Bounded, or the few samples that a disturbance throws into another basin would outweigh all others.
+            yield config.return_weight * (left / (1 + left)).mean()
         if config.consistency_weight:
             on_the_way = [solve.kept[at].z for at in sorted(solve.kept)]
             yield config.consistency_weight * consistency(problem.f, on_the_way, solve.fz, stride=stride)
