@@ -23,17 +23,17 @@ from deqflow.training.validation import measure_pairs, summarise
 MODEL = "deqflow-small"
 SEEDS = (0, 1)
 EVALS = (12, 96)
-_LAST = RECIPES[MODEL][-1]
+_STAGE_5 = RECIPES[MODEL][4]
 CONFIG = replace(
-    _LAST,
+    _STAGE_5,
     start_from=MODEL,
     steps=100,
     validate_every=100,
     validation_pairs=1,
-    scenes=replace(_LAST.scenes, height=128, width=176, largest=40.0),
+    scenes=replace(_STAGE_5.scenes, height=128, width=176, largest=40.0),
 )
 VARIANTS: dict[str, dict[str, Any]] = {
-    "as the last stage": {},
+    "as stage 5": {},
     "way back, weight 3": {"return_weight": 3.0},
     "way back, weight 10": {"return_weight": 10.0},
     "consistency": {"consistency_weight": 30.0},
