@@ -34,8 +34,8 @@ CONFIG = replace(
 )
 VARIANTS: dict[str, dict[str, Any]] = {
     "as stage 5": {},
+    "way back, weight 0.6": {"return_weight": 0.6},
     "way back, weight 3": {"return_weight": 3.0},
-    "way back, weight 10": {"return_weight": 10.0},
     "consistency": {"consistency_weight": 30.0},
     "loss on the coarse flow": {"coarse_weight": 1.0},
     "Jacobian penalty": {"jacobian_weight": 1.0},

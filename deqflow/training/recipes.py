@@ -27,6 +27,13 @@ _ATTRACTING = replace(
     workers=0,
     attraction="mean",
 )
+_LARGE = replace(
+    _ATTRACTING,
+    batch=4,
+    evals=(12, 48),
+    least_gate=0.1,
+    scenes=replace(_CLEAR, height=256, width=352, largest=200.0, tail=0.2),
+)
 
 # Stage 1 learns to match, with one-step gradients. Stage 2, on larger and clearer images, draws the number of
 # evaluations from a wide range and differentiates two of them, flow included, so that the model converges instead of
@@ -34,7 +41,7 @@ _ATTRACTING = replace(
 # trains the state in which the solver ends, whose slow directions a gradient through two evaluations hardly sees.
 # Stage 4 adds the smoothness term, which makes that state unique, and trains it from mixed starts, with corrections
 # only in the second half of the evaluations. Stage 5 goes on in larger images with displacements of up to 200 px, with
-# a stronger term and a least gate, so that disturbances fade sooner.
+# a stronger term and a least gate, so that disturbances fade sooner; stage 6 trains the way back from them.
 _EQUILIBRIUM = (
     replace(_COMMON, steps=2000, batch=48, lr=1e-3, evals=(6, 18), seed=10, scenes=SCENES),
     replace(
@@ -61,17 +68,8 @@ _EQUILIBRIUM = (
         validate_every=120,
     ),
     replace(_ATTRACTING, steps=600, batch=6, evals=(12, 64), seed=13, validate_every=100),
-    replace(
-        _ATTRACTING,
-        steps=1000,
-        batch=4,
-        evals=(12, 48),
-        seed=15,
-        attraction_strength=0.5,
-        least_gate=0.1,
-        validate_every=200,
-        scenes=replace(_CLEAR, height=256, width=352, largest=200.0, tail=0.2),
-    ),
+    replace(_LARGE, steps=1000, seed=15, attraction_strength=0.5, validate_every=200),
+    replace(_LARGE, steps=300, lr=1.5e-4, seed=16, attraction_strength=0.7, return_weight=0.6, validate_every=100),
 )
 
 
