@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from deqflow.data.datasets import FlowSample
 from deqflow.data.metrics import mean_endpoint_error
@@ -132,7 +133,7 @@ def run_experiment(
         ValueError: the file holds an experiment of another configuration.
     """
     out, material = Path(out), prepare(experiment)
-    config = describe(experiment) | {"encoder_sha256": digest(material.lender)}
+    config = describe(experiment) | {"encoder_sha256": digest(_encoders(material.lender))}
     results = {"experiment": name, "config": config, "runs": []}
     if out.exists():
         results = load_results(out)
@@ -188,16 +189,20 @@ def train_variant(
     return estimator, run | {"curve": error_curve(estimator, held_out, experiment.evals)}
 
 
+def _encoders(estimator: FlowEstimator) -> nn.ModuleList:
+    """The encoders of features and context, which may be one."""
+    parts = (estimator.feature_encoder, estimator.context_encoder)
+    return nn.ModuleList([part for part in parts if part is not None])
+
+
 def _borrow_encoder(estimator: FlowEstimator, lender: FlowEstimator, *, frozen: bool = True) -> None:
     """Give the estimator a trained model's encoder, and freeze it if asked to."""
-    for name in ("feature_encoder", "context_encoder"):
-        own, other = getattr(estimator, name), getattr(lender, name)
-        try:
-            if own is not other:  # None and None where features and context share an encoder
-                own.load_state_dict(other.state_dict())
-                own.requires_grad_(not frozen)
-        except (AttributeError, RuntimeError) as error:
-            raise ValueError("The model that lends its encoder must be of the size that is trained.") from error
+    try:
+        _encoders(estimator).load_state_dict(_encoders(lender).state_dict())
+    except RuntimeError as error:
+        raise ValueError("The model that lends its encoder must be of the size that is trained.") from error
+    if frozen:
+        _encoders(estimator).requires_grad_(False)
 
 
 def error_curve(estimator: FlowEstimator, held_out: FlowSample, evals: tuple[int, ...]) -> dict[str, list[float]]:
