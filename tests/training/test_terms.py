@@ -7,6 +7,8 @@ import torch
 from training_runs import CONFIG, fixed_batch
 
 import deqflow
+from deqflow.data.datasets import FlowSample
+from deqflow.data.synthetic import SceneConfig, SyntheticPairs
 from deqflow.model.attraction import MeanSmoothing
 from deqflow.model.state import FlowState
 from deqflow.solvers import Stop
@@ -160,50 +162,53 @@ def test_late_corrections_leave_the_beginning_alone():
     assert estimator.equilibrium.correction_points(4) == (2, 3, 4)
 
 
-def train_from_the_shipped(folder, steps=40, **changes):
-    """A short training of the shipped model's update operator, and the trained model."""
-    config = dataclasses.replace(
-        MINI,
-        start_from="deqflow-small",
-        freeze_encoders=True,
-        steps=steps,
-        lr=1e-3,
-        evals=(6, 6),
-        corrections=1,
-        **changes,
-    )
-    trainer, batch = Trainer(config, folder), fixed_batch(4)
-    for trainer.step in range(steps):
-        trainer.train_step(batch)
-    return trainer.estimator.eval()
+def pairs_64x96():
+    pairs = SyntheticPairs(4, config=SceneConfig(height=64, width=96))
+    return FlowSample(*(torch.stack(tensors) for tensors in zip(*(pairs[i] for i in range(4)), strict=True)))
 
 
 @torch.no_grad()
-def left_of_noise(estimator, evals=2):
-    """What two evaluations leave of white noise of 1 px at the end, as a ratio."""
-    batch = fixed_batch(4)
+def left_of_noise(estimator, smooth, evals):
+    """What some evaluations leave of noise of 1 px at the end, as a ratio."""
+    batch = pairs_64x96()
     problem = estimator.problem(estimator.encode(batch.image1), estimator.encode(batch.image2))
     z = problem.z0
     for _ in range(24):
         z = problem.f(z)
-    noise = torch.randn(FlowState.unpack(z).flow.shape, generator=seeded()) / 8
+    noise = disturbance(FlowState.unpack(z).flow, 8, seeded(), smooth=smooth, size=1.0)
     return float(way_back(problem.f, z, noise, evals, problem.residual).mean())
 
 
 def test_training_the_way_back_makes_the_end_attract(tmp_path):
-    before = left_of_noise(train_from_the_shipped(tmp_path / "0", attraction="none", steps=1))
-    plain = left_of_noise(train_from_the_shipped(tmp_path / "1", steps=160, attraction="none"))
-    trained = left_of_noise(train_from_the_shipped(tmp_path / "2", steps=160, attraction="none", return_weight=30.0))
-    assert trained < plain
-    assert trained < before
+    start = deqflow.load("deqflow-small")
+    settings = {name: getattr(start.config, name) for name in ("attraction", "attraction_strength", "least_gate")}
+    config = dataclasses.replace(
+        MINI,
+        start_from="deqflow-small",
+        freeze_encoders=True,
+        steps=60,
+        lr=5e-4,
+        evals=(6, 6),
+        corrections=1,
+        **settings,
+    )
+    batch, left = pairs_64x96(), []
+    for weight in (0.0, 30.0):
+        trainer = Trainer(dataclasses.replace(config, return_weight=weight), tmp_path / str(weight))
+        for trainer.step in range(config.steps):
+            trainer.train_step(batch)
+        left.append(left_of_noise(trainer.estimator.eval(), smooth=True, evals=5))
+    plain, trained = left
+    assert trained < 0.7 * plain
+    assert trained < 0.9 * left_of_noise(start, smooth=True, evals=5)
 
 
 def test_smoothing_makes_the_end_attract_without_training():
     estimator = deqflow.load("deqflow-small")
     estimator.attraction = None
-    free = left_of_noise(estimator)
+    free = left_of_noise(estimator, smooth=False, evals=2)
     estimator.attraction = MeanSmoothing(0.3)
-    assert left_of_noise(estimator) < 0.7 * free
+    assert left_of_noise(estimator, smooth=False, evals=2) < 0.7 * free
 
 
 @pytest.mark.parametrize(
