@@ -27,8 +27,8 @@ _STAGE_5 = RECIPES[MODEL][4]
 CONFIG = replace(
     _STAGE_5,
     start_from=MODEL,
-    steps=100,
-    validate_every=100,
+    steps=80,
+    validate_every=80,
     validation_pairs=1,
     scenes=replace(_STAGE_5.scenes, height=128, width=176, largest=40.0),
 )
@@ -46,10 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reversible gradients": {"phantom_steps": 1, "gradient": "reversible"},
     "always 12 evaluations": {"evals": (12, 12)},
     "no smoothness term": {"attraction": "none"},
-    "smoothness by context": {"attraction": "context"},
     "learned smoothness": {"attraction": "learned"},
     "leak": {"attraction": "leak", "attraction_strength": 0.02},
-    "no least gate": {"least_gate": 0.0},
 }
 
 
@@ -70,7 +68,7 @@ def run_ablation(
     config: TrainConfig = CONFIG,
     variants: Mapping[str, Mapping[str, Any]] = VARIANTS,
     held_out: int = 24,
-    attracted: int = 6,
+    attracted: int = 4,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train each variant with two seeds, measure it and write a results file. Interrupted trainings are continued.
