@@ -27,8 +27,8 @@ _STAGE_5 = RECIPES[MODEL][4]
 CONFIG = replace(
     _STAGE_5,
     start_from=MODEL,
-    steps=80,
-    validate_every=80,
+    steps=60,
+    validate_every=60,
     validation_pairs=1,
     scenes=replace(_STAGE_5.scenes, height=128, width=176, largest=40.0),
 )
@@ -67,7 +67,7 @@ def run_ablation(
     folder: str | Path = "runs/ablation",
     config: TrainConfig = CONFIG,
     variants: Mapping[str, Mapping[str, Any]] = VARIANTS,
-    held_out: int = 24,
+    held_out: int = 16,
     attracted: int = 4,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
