@@ -10,7 +10,7 @@ from pairs import problem_of
 from training_runs import SCENES
 
 import deqflow
-from deqflow.data.synthetic import SyntheticPairs
+from deqflow.data.synthetic import SceneConfig, SyntheticPairs
 from deqflow.evidence.confidence import estimate_both_ways
 from deqflow.model.correlation import correlate
 from deqflow.model.sizes import SIZES
@@ -237,13 +237,13 @@ def test_scipys_time_budget_is_the_batchs():
     z0 = torch.zeros(5, 3)
 
     def slow(z):
-        time.sleep(0.02)
+        time.sleep(0.1)
         return 0.9 * z.cos()
 
     started = time.monotonic()
     with torch.no_grad():
-        result = solve(slow, z0, scipy_solver("anderson"), Stop(max_evals=500, atol=0.0, max_seconds=0.1))
-    assert time.monotonic() - started < 0.35  # five rows of 0.1 s would take 0.5 s
+        result = solve(slow, z0, scipy_solver("anderson"), Stop(max_evals=500, atol=0.0, max_seconds=0.5))
+    assert time.monotonic() - started < 2.0  # five rows of 0.5 s would take 2.5 s
     assert result.status.tolist() == [Status.INTERRUPTED] * 5
 
 
@@ -309,7 +309,8 @@ def test_second_derivatives_exist_with_frozen_features(images, correlation, froz
 @pytest.mark.parametrize("name", ["deqflow-small", "raft-small-twin"])
 def test_a_model_in_bfloat16_keeps_its_state_in_float32(name, correlation):
     estimator = deqflow.load(name)
-    pair = 255 * torch.rand(2, 1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    sample = SyntheticPairs(1, config=SceneConfig(height=32, width=48))[0]
+    pair = sample.image1[None], sample.image2[None]
     exact = estimator(*pair, stop=THREE).flow
     estimator.to(torch.bfloat16).correlation = correlation
     output = estimator(*pair, stop=THREE)

@@ -186,7 +186,7 @@ def test_training_the_way_back_makes_the_end_attract(tmp_path):
         MINI,
         start_from="deqflow-small",
         freeze_encoders=True,
-        steps=60,
+        steps=120,
         lr=5e-4,
         evals=(6, 6),
         corrections=1,
