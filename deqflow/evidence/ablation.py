@@ -53,7 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def measure_ablation(estimator: FlowEstimator, pairs: SyntheticPairs, attracted: int) -> dict[str, Any]:
     """Error and movement in px by evaluations on all pairs, and on the first ``attracted`` of them how ends attract."""
-    found = summarise(measure_pairs(estimator.eval(), pairs, EVALS).sum(0), len(pairs), EVALS)
+    samples = (pairs[i] for i in range(len(pairs)))
+    found = summarise(measure_pairs(estimator.eval(), samples, EVALS).sum(0), len(pairs), EVALS)
     first = SyntheticPairs(attracted, seed=HELD_OUT_SEED, config=pairs.config)
     return {
         "error_px": {str(k): found.errors[k] for k in EVALS},
