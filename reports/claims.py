@@ -37,9 +37,10 @@ def _verdict(whole: bool, part: bool) -> str:
 
 def _any_solver(results: Results) -> Finding:
     n = results["numbers"]
-    one_point = n["contractive_spread_px"] < 0.01 and n["contractive_converged"] == n["contractive_solves"]
+    one_point = n["contractive_spread_px"] < 0.01
+    every = n["contractive_converged"] == n["contractive_solves"]
     stays = n["shipped_spread_px"] < 0.1
-    return _verdict(one_point and stays, one_point), (
+    return _verdict(one_point and every and stays, one_point), (
         f"a map with one fixed point: {n['contractive_converged']} of {n['contractive_solves']} solves, by six solvers "
         f"from three starts, end within {n['contractive_spread_px']:.1g} px; the trained model as it is: four rules "
         f"end within {n['shipped_own_start_spread_px']:.2g} px from its own start, all within "
