@@ -27,6 +27,7 @@ _STAGE_5 = RECIPES[MODEL][4]
 CONFIG = replace(
     _STAGE_5,
     start_from=MODEL,
+    bfloat16=None,
     steps=60,
     validate_every=60,
     validation_pairs=1,

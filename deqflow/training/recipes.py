@@ -109,6 +109,8 @@ def reproduce(
 ) -> Path:
     """Train the stages in order, each from the weights of the one before, and return the path of the last checkpoint.
 
+    A stage in bfloat16 runs in float32 where the device only emulates bfloat16.
+
     Args:
         stages: the stages in order; their ``start_from`` is filled in.
         folder: gets a folder for each stage. Finished stages are kept, and an interrupted one is continued.
@@ -127,7 +129,9 @@ def reproduce(
         finished = place / "model.safetensors"
         if not finished.exists():
             workers = min(stage.workers, os.cpu_count() or 1)
-            Trainer(replace(stage, start_from=before, workers=workers), place, device=device).run(on_progress)
+            bfloat16 = None if stage.bfloat16 else stage.bfloat16  # None: only where the device is fast in it
+            run = replace(stage, start_from=before, workers=workers, bfloat16=bfloat16)
+            Trainer(run, place, device=device).run(on_progress)
         before = str(finished)
     return configure(before, Path(folder) / "model.safetensors", settings) if settings else Path(before)
 

@@ -58,6 +58,12 @@ def test_stages_follow_each_other_and_finished_ones_are_kept(tmp_path):
     assert (tmp_path / "stage-1" / "model.safetensors").stat().st_mtime_ns == first
 
 
+@pytest.mark.parametrize(("asked", "stored"), [(True, None), (False, False), (None, None)])
+def test_bfloat16_is_left_to_the_device(tmp_path, asked, stored):
+    reproduce((replace(STAGE, steps=1, bfloat16=asked),), tmp_path)
+    assert read_metadata(tmp_path / "stage-1" / "model.safetensors")[1]["config"]["bfloat16"] is stored
+
+
 def test_there_must_be_a_stage(tmp_path):
     with pytest.raises(ValueError, match="at least one stage"):
         reproduce((), tmp_path)
