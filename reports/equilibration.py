@@ -7,7 +7,7 @@ import io
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 from matplotlib.figure import Figure
 
 from deqflow.data.writing import write_whole
@@ -20,7 +20,8 @@ GRAY = "#808080"  # readable on white and on black
 
 def draw(results: dict) -> Figure:
     """One line a set and model: the error relative to that of RAFT-small after 12 updates."""
-    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")  # not pyplot's, which would keep it open
+    axes = figure.subplots()
     for label, (words, color) in LOOKS.items():
         for i, found in enumerate(results["sets"].values()):
             base, errors = found["before"]["errors"]["12"], found[label]["errors"]
@@ -41,7 +42,7 @@ def draw(results: dict) -> Figure:
 
 def main(out: str | Path = OUT) -> None:
     """Write the figure."""
-    plt.rcParams["svg.hashsalt"] = "deqflow"  # the same bytes each time
+    matplotlib.rcParams["svg.hashsalt"] = "deqflow"  # the same bytes each time
     buffer = io.BytesIO()
     draw(load_results(published("equilibration"))).savefig(
         buffer, format="svg", transparent=True, metadata={"Date": None}
