@@ -35,8 +35,8 @@ class Interrupted(Exception):  # noqa: N818 (no error: what a person does)
     """Stands for Ctrl-C, a reboot, a full disk."""
 
 
-def fixed_batch(size: int = 2) -> FlowSample:
-    pairs = SyntheticPairs(size, config=SCENES)
+def fixed_batch(size: int = 2, scenes: SceneConfig = SCENES) -> FlowSample:
+    pairs = SyntheticPairs(size, config=scenes)
     return FlowSample(*(torch.stack(tensors) for tensors in zip(*(pairs[i] for i in range(size)), strict=True)))
 
 

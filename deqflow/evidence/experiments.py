@@ -29,6 +29,7 @@ from deqflow.model.budgets import flows_after
 from deqflow.model.estimator import FlowEstimator
 from deqflow.solvers import Anderson, Stop, rms
 from deqflow.training import HELD_OUT_SEED, TrainConfig, Trainer
+from deqflow.training.objective import encoders_of
 
 SMALL_MOTION = replace(
     RICH_SCENES, height=48, width=64, objects=(1, 4), camera=2.0, motion=2.0, largest=10.0, motion_scales=(0.3, 1.0)
@@ -133,7 +134,7 @@ def run_experiment(
         ValueError: the file holds an experiment of another configuration.
     """
     out, material = Path(out), prepare(experiment)
-    config = describe(experiment) | {"encoder_sha256": digest(_encoders(material.lender))}
+    config = describe(experiment) | {"encoder_sha256": digest(nn.ModuleList(encoders_of(material.lender)))}
     results = {"experiment": name, "config": config, "runs": []}
     if out.exists():
         results = load_results(out)
@@ -189,20 +190,15 @@ def train_variant(
     return estimator, run | {"curve": error_curve(estimator, held_out, experiment.evals)}
 
 
-def _encoders(estimator: FlowEstimator) -> nn.ModuleList:
-    """The encoders of features and context, which may be one."""
-    parts = (estimator.feature_encoder, estimator.context_encoder)
-    return nn.ModuleList([part for part in parts if part is not None])
-
-
 def _borrow_encoder(estimator: FlowEstimator, lender: FlowEstimator, *, frozen: bool = True) -> None:
     """Give the estimator a trained model's encoder, and freeze it if asked to."""
+    own = nn.ModuleList(encoders_of(estimator))
     try:
-        _encoders(estimator).load_state_dict(_encoders(lender).state_dict())
+        own.load_state_dict(nn.ModuleList(encoders_of(lender)).state_dict())
     except RuntimeError as error:
         raise ValueError("The model that lends its encoder must be of the size that is trained.") from error
     if frozen:
-        _encoders(estimator).requires_grad_(False)
+        own.requires_grad_(False)
 
 
 def error_curve(estimator: FlowEstimator, held_out: FlowSample, evals: tuple[int, ...]) -> dict[str, list[float]]:

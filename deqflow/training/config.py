@@ -42,7 +42,7 @@ class TrainConfig:
             the disturbed truth or another sample's flow (deqflow/training/starts.py).
         coarse_weight: weight of a loss on the state's coarse flow, added to the loss at full size.
         return_weight: weight of the share r of a disturbance of the final state that is left after 1 to 3 evaluations,
-            as r / (1 + r), so that samples thrown into another basin do not outweigh the others.
+            as r / (1 + r), so that no sample outweighs the others wherever a disturbance may throw it.
         teacher_weight: weight of the difference from a teacher's flow, where the run has a teacher, as equilibrate
             does. The teacher makes as many updates as it was trained for.
         consistency_weight: weight of the distance between the final flow and one evaluation from each earlier state.

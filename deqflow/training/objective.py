@@ -82,7 +82,7 @@ def make_gradient(config: TrainConfig) -> GradientMode:
 def prepare(estimator: FlowEstimator, config: TrainConfig) -> FlowEstimator:
     """Apply the settings that fit any model: frozen encoders, encoders that are computed twice, compiled parts."""
     if config.freeze_encoders:
-        for encoder in _encoders(estimator):
+        for encoder in encoders_of(estimator):
             encoder.requires_grad_(False)
     if config.checkpoint_encoders:
         estimator.checkpoint_encoders = True
@@ -97,7 +97,7 @@ def set_training(estimator: FlowEstimator, config: TrainConfig) -> None:
     """Set the model to training mode, except for the parts that are frozen."""
     estimator.train()
     if config.freeze_encoders:
-        for encoder in _encoders(estimator):
+        for encoder in encoders_of(estimator):
             encoder.eval()
     if config.freeze_batch_norm:
         for module in estimator.modules():
@@ -105,7 +105,8 @@ def set_training(estimator: FlowEstimator, config: TrainConfig) -> None:
                 module.eval()
 
 
-def _encoders(estimator: FlowEstimator) -> list[nn.Module]:
+def encoders_of(estimator: FlowEstimator) -> list[nn.Module]:
+    """The encoders of features and context, which may be one."""
     return [part for part in (estimator.feature_encoder, estimator.context_encoder) if part is not None]
 
 
@@ -221,7 +222,7 @@ class Objective(nn.Module):
             added = disturbance(FlowState.unpack(solve.fz).flow, stride, generator)
             evals = int(torch.randint(1, 4, (1,), generator=generator))
             left = way_back(problem.f, solve.fz, added, evals, problem.residual)
-            # Bounded, or the few samples that a disturbance throws into another basin would outweigh all others.
+            # Bounded, so that no sample outweighs the others wherever a disturbance may throw it.
             yield config.return_weight * (left / (1 + left)).mean()
         if config.consistency_weight:
             on_the_way = [solve.kept[at].z for at in sorted(solve.kept)]

@@ -7,8 +7,7 @@ import torch
 from training_runs import CONFIG, fixed_batch
 
 import deqflow
-from deqflow.data.datasets import FlowSample
-from deqflow.data.synthetic import SceneConfig, SyntheticPairs
+from deqflow.data.synthetic import SceneConfig
 from deqflow.model.attraction import MeanSmoothing
 from deqflow.model.state import FlowState
 from deqflow.solvers import Stop
@@ -18,6 +17,7 @@ from deqflow.training.objective import Draw, Objective, draw_step
 from deqflow.training.starts import STARTS, coarse_truth, disturbance, draw_starts
 
 MINI = dataclasses.replace(CONFIG, size="mini", evals=(3, 6))
+LARGER = SceneConfig(height=64, width=96)
 
 
 def seeded(seed=0):
@@ -162,15 +162,10 @@ def test_late_corrections_leave_the_beginning_alone():
     assert estimator.equilibrium.correction_points(4) == (2, 3, 4)
 
 
-def pairs_64x96():
-    pairs = SyntheticPairs(4, config=SceneConfig(height=64, width=96))
-    return FlowSample(*(torch.stack(tensors) for tensors in zip(*(pairs[i] for i in range(4)), strict=True)))
-
-
 @torch.no_grad()
 def left_of_noise(estimator, smooth, evals):
     """What some evaluations leave of noise of 1 px at the end, as a ratio."""
-    batch = pairs_64x96()
+    batch = fixed_batch(4, LARGER)
     problem = estimator.problem(estimator.encode(batch.image1), estimator.encode(batch.image2))
     z = problem.z0
     for _ in range(24):
@@ -192,7 +187,7 @@ def test_training_the_way_back_makes_the_end_attract(tmp_path):
         corrections=1,
         **settings,
     )
-    batch, left = pairs_64x96(), []
+    batch, left = fixed_batch(4, LARGER), []
     for weight in (0.0, 30.0):
         trainer = Trainer(dataclasses.replace(config, return_weight=weight), tmp_path / str(weight))
         for trainer.step in range(config.steps):
